@@ -1,0 +1,76 @@
+"""Time is injected: code asks a `Clock`, tests turn the hands.
+
+Wall time is nanoseconds since the Unix epoch (UTC), monotonic time nanoseconds since an
+arbitrary start. Nothing else in gputel calls `time.*` to decide anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+NS_PER_S = 1_000_000_000
+NS_PER_MS = 1_000_000
+NS_PER_US = 1_000
+
+
+class Clock(Protocol):
+    """What gputel asks of time."""
+
+    def time_ns(self) -> int:
+        """Wall time, nanoseconds since the Unix epoch."""
+        ...
+
+    def monotonic_ns(self) -> int:
+        """Monotonic time, nanoseconds; only differences mean something."""
+        ...
+
+    async def sleep(self, delay_s: float) -> None:
+        """Return after at least `delay_s` seconds (at once when <= 0)."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def time_ns(self) -> int:
+        return time.time_ns()
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(max(delay_s, 0.0))
+
+
+class ManualClock:
+    """A clock for tests: it stands still until `advance` is called, and `sleep` advances it."""
+
+    def __init__(self, time_ns: int = 1_700_000_000 * NS_PER_S) -> None:
+        self._time_ns = time_ns
+        self._monotonic_ns = 0
+
+    def time_ns(self) -> int:
+        return self._time_ns
+
+    def monotonic_ns(self) -> int:
+        return self._monotonic_ns
+
+    def advance(self, delay_s: float) -> None:
+        """Move both clocks forward by `delay_s` seconds."""
+        delta_ns = round(delay_s * NS_PER_S)
+        assert delta_ns >= 0, "monotonic time never goes back"
+        self._time_ns += delta_ns
+        self._monotonic_ns += delta_ns
+
+    def step_wall(self, delta_s: float) -> None:
+        """Step the wall clock only, as NTP may do; `delta_s` may be negative."""
+        self._time_ns += round(delta_s * NS_PER_S)
+
+    async def sleep(self, delay_s: float) -> None:
+        self.advance(max(delay_s, 0.0))
+        await asyncio.sleep(0)
+
+
+SYSTEM_CLOCK = SystemClock()

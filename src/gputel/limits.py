@@ -1,0 +1,50 @@
+"""Every bound of the pipeline, named with its unit last, and how the bounds relate.
+
+A bound that is configurable has its default in the stage's settings; what stands here
+holds whatever is configured.
+"""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# Rows and chunks.
+SET_COLUMNS_MAX = 64  # a row's validity is one u64
+GPUS_PER_NODE_MAX = 64
+GPUS_PER_COLLECTOR_MAX = 65_536  # a row's gpu slot; a replay may hold many nodes
+CHUNK_SAMPLES_MAX = 65_536
+CHUNK_BYTES_MAX = 256 * KIB
+CHUNK_DIRECT_SAMPLES_MIN = 32  # from here on the store keeps a chunk as it is
+
+# Frames and messages.
+FRAME_BYTES_TARGET = 64 * KIB
+FRAME_BYTES_MAX = 512 * KIB
+FRAME_GPUS_MAX = GPUS_PER_NODE_MAX
+KEY_BYTES_MAX = 512
+PRODUCER_BYTES_MAX = 512
+TOPIC_BYTES_MAX = 128
+GRPC_MESSAGE_BYTES_MAX = FRAME_BYTES_MAX + 64 * KIB
+
+# Broker.
+PARTITIONS_MAX = 256
+SEGMENT_BYTES_DEFAULT = 64 * MIB
+COMMIT_BYTES_MAX = 1 * MIB  # one group commit
+COMMIT_DELAY_MS_MAX = 5
+
+# Queries.
+QUERY_POINTS_DEFAULT = 100_000
+QUERY_POINTS_MAX = 1_000_000
+QUERY_GPUS_PAGE_MAX = 10_000
+
+# Live stream.
+WS_MESSAGE_BYTES_MAX = 64 * KIB
+WS_CLIENTS_MAX = 10_000
+
+assert CHUNK_BYTES_MAX <= FRAME_BYTES_MAX
+assert FRAME_BYTES_TARGET <= FRAME_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX
+assert FRAME_BYTES_MAX <= COMMIT_BYTES_MAX <= SEGMENT_BYTES_DEFAULT
+assert CHUNK_DIRECT_SAMPLES_MIN <= CHUNK_SAMPLES_MAX
+assert QUERY_POINTS_DEFAULT <= QUERY_POINTS_MAX
+# All metrics of all sets of one sample of every GPU of a node fit one frame uncompressed.
+assert FRAME_GPUS_MAX * SET_COLUMNS_MAX * 8 * 4 <= FRAME_BYTES_MAX
