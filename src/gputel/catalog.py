@@ -132,16 +132,38 @@ _FAST, _MEDIUM, _SLOW = Cadence.FAST, Cadence.MEDIUM, Cadence.SLOW
 _GPU = (("hw.type", "gpu"),)
 
 
-def _gauge(name: str, unit: str, *, default: bool = True, divisor: int = 1,
-           renamed: str | None = None, integer: bool = True) -> Dcgm:
-    return Dcgm(f"DCGM_FI_{name}", unit, "gauge", integer, default, divisor,
-                f"DCGM_FI_{renamed}" if renamed else None)
+def _gauge(
+    name: str,
+    unit: str,
+    *,
+    default: bool = True,
+    divisor: int = 1,
+    renamed: str | None = None,
+    integer: bool = True,
+) -> Dcgm:
+    return Dcgm(
+        f"DCGM_FI_{name}",
+        unit,
+        "gauge",
+        integer,
+        default,
+        divisor,
+        f"DCGM_FI_{renamed}" if renamed else None,
+    )
 
 
-def _counter(name: str, unit: str = "", *, default: bool = False,
-             renamed: str | None = None) -> Dcgm:
-    return Dcgm(f"DCGM_FI_{name}", unit, "counter", True, default, 1,
-                f"DCGM_FI_{renamed}" if renamed else None)
+def _counter(
+    name: str, unit: str = "", *, default: bool = False, renamed: str | None = None
+) -> Dcgm:
+    return Dcgm(
+        f"DCGM_FI_{name}",
+        unit,
+        "counter",
+        True,
+        default,
+        1,
+        f"DCGM_FI_{renamed}" if renamed else None,
+    )
 
 
 def _errors(kind: str) -> Otel:

@@ -129,9 +129,10 @@ class _Checks:
         )
 
 
-def status_app(
-    telemetry: Telemetry, health: Health, app: falcon.asgi.App | None = None
-) -> falcon.asgi.App:
+App = falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]
+
+
+def status_app(telemetry: Telemetry, health: Health, app: App | None = None) -> App:
     """Add /metrics, /healthz and /readyz to `app` (or to a new one)."""
     app = app or falcon.asgi.App()
     app.add_route("/metrics", _Metrics(telemetry))
