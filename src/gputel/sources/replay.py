@@ -65,15 +65,15 @@ class Replay:
 
     def sweep(self, cadence: Cadence, time_ns: int, rings: Rings, lateness_us: int = 0) -> bool:
         """Write what is due of the current step, as far as it fits."""
-        if self._exhausted:
+        if self._exhausted or not self._step:
             return False
         if self._base_ns is None:
             self._base_ns = time_ns
         while self._position < len(self._step):
             row = self._step[self._position]
-            shown_ns = self._due_ns(row, time_ns)
+            shown_ns = self._shown_at(row, time_ns)
             ring = rings[row.metric_set]
-            if shown_ns > time_ns or ring.free_rows == 0:
+            if (self._speed and shown_ns > time_ns) or ring.free_rows == 0:
                 return False
             key = (row.slot, row.metric_set.id)
             sequence = self._sequences.get(key, 0)
@@ -85,15 +85,16 @@ class Replay:
         self._next_step(time_ns)
         return True
 
-    def _due_ns(self, row: Row, now_ns: int) -> int:
-        """When `row` is to be written, whole microseconds; now or earlier: at once."""
+    def _shown_at(self, row: Row, now_ns: int) -> int:
+        """The row's time moved into this loop, whole microseconds. Paced, it is due then;
+        as fast as possible, times near now that keep their order."""
         assert self._base_ns is not None
         if self._speed:
             offset = int((row.time_ns - self._file.first_ns) / self._speed)
             return (self._base_ns + offset) // NS_PER_US * NS_PER_US
-        if row.time_ns != self._recorded_ns:  # as fast as possible: times only keep their order
+        if row.time_ns != self._recorded_ns:
             self._recorded_ns = row.time_ns
-            self._shown_ns = min(max(now_ns, self._shown_ns + NS_PER_US), now_ns)
+            self._shown_ns = max(now_ns, self._shown_ns + NS_PER_US)
         return self._shown_ns
 
     def _rewind(self) -> None:
@@ -130,4 +131,4 @@ class Replay:
         """Forget the file; its handle is closed with its iterator."""
         self._steps = iter(())
         self._step = []
-        self._exhausted = True
+        self._position = 0
