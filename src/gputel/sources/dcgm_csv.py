@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from gputel.catalog import BY_DCGM, DCGM_LABELS, Metric
 from gputel.errors import InputError
@@ -141,11 +141,9 @@ class DcgmCsv:
         key = (node, uuid or f"#{gpu_id}", instance)
         return self.gpus.slot(key, lambda: self._describe(fields, uuid, node, gpu_id, instance))
 
-    def _describe(
-        self, fields: list[str], uuid: str, node: str, gpu_id: str, instance: str
-    ) -> Gpu:
+    def _describe(self, fields: list[str], uuid: str, node: str, gpu_id: str, instance: str) -> Gpu:
         labels = parse_labels(self._field(fields, "labels_raw"))
-        facts = {
+        facts: dict[str, Any] = {
             field: labels[name] for name, field in DCGM_LABELS.items() if labels.get(name)
         }
         device = self._field(fields, "device") or labels.get("device", "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, tzinfo
-from typing import Final
+from typing import Any, Final
 
 from gputel.catalog import Metric
 from gputel.errors import InputError
@@ -21,7 +21,8 @@ from gputel.sources.values import Number, exact, in_range, parse_time_ns
 
 _MISSING: Final = frozenset(
     {"", "n/a", "not supported", "unknown error", "err!", "unknown", "insufficient permissions",
-     "gpu is lost", "gpu requires reset", "not active", "deprecated", "requested functionality has been deprecated"}
+     "gpu is lost", "gpu requires reset", "not active", "deprecated",
+     "requested functionality has been deprecated"}
 )  # fmt: skip
 _SWITCHES: Final = {"enabled": 1, "disabled": 0, "yes": 1, "no": 0}
 _VALUE = re.compile(r"([-+0-9.eE]+)\s*([A-Za-z%]+)?", re.ASCII)
@@ -66,9 +67,7 @@ class NvidiaSmiCsv:
 
     format = "nvidia-smi"
 
-    def __init__(
-        self, *, node: str, columns: tuple[Column, ...] = (), zone: tzinfo = UTC
-    ) -> None:
+    def __init__(self, *, node: str, columns: tuple[Column, ...] = (), zone: tzinfo = UTC) -> None:
         self.gpus = Gpus()
         self._node = node
         self._zone = zone
@@ -112,11 +111,11 @@ class NvidiaSmiCsv:
         columns = columns_of(fields)
         if columns is None:
             return False
-        if self._columns and not all(column.name in KNOWN for column in columns):
-            if len(columns) != len(self._columns):
-                raise BadLine("torn header")
         if self._columns and columns != self._columns:
-            if not any(column.name == "timestamp" for column in columns):
+            torn = not all(column.name in KNOWN for column in columns) and len(columns) != len(
+                self._columns
+            )
+            if torn or not any(column.name == "timestamp" for column in columns):
                 raise BadLine("torn header")
         self._use(columns)
         return True
@@ -146,17 +145,15 @@ class NvidiaSmiCsv:
         return Record(time_ns, slot, tuple(cells)) if cells else None
 
     def _slot(self, fields: list[str]) -> int:
-        facts = {
+        facts: dict[str, Any] = {
             FACTS[column.name]: text
             for column, text in zip(self._columns, fields, strict=True)
             if column.name in FACTS and not _missing(text)
         }
-        for name in ("uuid", "pci_bus_id", "serial", "index"):
-            if name in facts:
-                key = (name, facts[name])
-                break
-        else:
-            key = ("lone", "0")
+        names = ("uuid", "pci_bus_id", "serial", "index")
+        key: tuple[str, str] = next(
+            ((name, facts[name]) for name in names if name in facts), ("lone", "0")
+        )
         index = facts.pop("index", "")
         if index and not (index.isascii() and index.isdigit() and len(index) < 6):
             raise BadLine("bad GPU index", repr(index[:40]))

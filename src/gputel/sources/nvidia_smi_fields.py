@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from gputel.catalog import BY_NAME, Metric, Unit
+from gputel.catalog import BY_NAME, Metric
 from gputel.errors import InputError
 from gputel.sources.values import UNITS
 
@@ -145,5 +145,4 @@ def factor(metric: Metric, unit: str) -> tuple[int, int] | None:
     return known[1], known[2]
 
 
-assert all(usual in UNITS and UNITS[usual][0] is BY_NAME[m].unit for m, usual in _METRICS.values() if usual)
-assert Unit.PERCENT is UNITS["%"][0]
+assert all(UNITS[usual][0] is BY_NAME[metric].unit for metric, usual in _METRICS.values() if usual)

@@ -1,6 +1,6 @@
 """Which file a replay reads and how: its options, its format, what is in it.
 
-    PATH[?format=dcgm|nvidia-smi][&node=NAME][&columns=a,b,c][&tz=Area/City]
+PATH[?format=dcgm|nvidia-smi][&node=NAME][&columns=a,b,c][&tz=Area/City]
 """
 
 from __future__ import annotations

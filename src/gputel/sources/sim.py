@@ -199,7 +199,7 @@ class Simulator:
         self._states = [SimulatedGpu(profile, f"{node}/{seed}/{i}") for i in range(gpus)]
         self._refreshes = 0
         self._opened_ns: int | None = None
-        self._sequences = {cadence: 0 for cadence in Cadence}
+        self._sequences = dict.fromkeys(Cadence, 0)
         self._reads = {cadence: self._table(cadence) for cadence in Cadence}
         self._events: list[Event] = []
 

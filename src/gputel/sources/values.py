@@ -24,7 +24,9 @@ _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.AS
 _NUMBER_CHARACTERS_MAX = 64
 _EXACT = Context(prec=80, traps=[Inexact])
 _I64_MAX = 2**63 - 1
-_U64_MAX = 2**64 - 1
+_STORAGE_MAX: Final = MappingProxyType(
+    {Storage.I64: _I64_MAX, Storage.U64: 2**64 - 1, Storage.F32: 3e38, Storage.F64: 1.7e308}
+)
 
 #: What a value may be at all, in stored units; beyond it the driver or the file is wrong.
 #: A temperature above 200 is not one (nvml.h leaves fields uninitialised on some drivers).
@@ -64,10 +66,9 @@ UNITS: Final = MappingProxyType(
 
 def in_range(metric: Metric, value: Number) -> bool:
     """Can `metric` have this value at all? NaN and infinities can't."""
-    low, high = _RANGES_OF_METRIC.get(metric.name) or _RANGES.get(metric.unit, (0, None))
-    if high is None:
-        high = {Storage.I64: _I64_MAX, Storage.U64: _U64_MAX}.get(metric.storage, 1.7e308)
-    return bool(low <= value <= high)
+    limits = _RANGES_OF_METRIC.get(metric.name) or _RANGES.get(metric.unit)
+    low, high = limits or (0, _STORAGE_MAX[metric.storage])
+    return low <= value <= high
 
 
 def exact(metric: Metric, text: str, numerator: int = 1, denominator: int = 1) -> Number:
@@ -139,10 +140,11 @@ _EPOCH_SCALES = ((NS_PER_S, 10**11), (10**6, 10**14), (10**3, 10**17))
 
 def _calendar_ns(match: re.Match[str], text: str, zone: tzinfo) -> int:
     *date, fraction, offset = match.groups()
+    year, month, day, hour, minute, second = (int(part) for part in date)
     if offset:
         zone = UTC if offset in ("Z", "z", "UTC") else _offset(offset, text)
     try:
-        moment = datetime(*(int(part) for part in date), tzinfo=zone)  # type: ignore[arg-type]
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=zone)
         since = moment - datetime(1970, 1, 1, tzinfo=UTC)
     except (ValueError, OverflowError) as error:
         raise BadLine("bad timestamp", f"{text[:40]!r}: {error}") from None
