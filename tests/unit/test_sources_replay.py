@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gputel.kernels import Columns, Ring
 
 from gputel.catalog import BY_DCGM, METRIC_SETS, Cadence, Storage
 from gputel.errors import InputError
+from gputel.kernels import Columns, Ring
 from gputel.sources.replay import Replay
 from gputel.sources.replay_file import ReplayFile
 

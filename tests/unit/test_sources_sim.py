@@ -63,7 +63,7 @@ def test_memory_adds_up() -> None:
 
 @pytest.mark.parametrize("cadence", list(Cadence))
 def test_a_data_centre_gpu_has_every_metric_and_a_consumer_one_not(cadence: Cadence) -> None:
-    valid = run(cadence, 3)[0].valid.any(axis=1)
+    valid = np.atleast_1d(run(cadence, 3)[0].valid.any(axis=1))
     missing = {
         metric.name
         for metric, there in zip(SET_BY_CADENCE[cadence].metrics, valid, strict=True)
