@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -79,9 +79,8 @@ def consume_call(channel: grpc.aio.Channel) -> ConsumeCall:
 async def next_response(call: grpc.aio.StreamStreamCall[Any, _Response]) -> _Response | None:
     """The next message of a stream, None at its end; AioRpcError when it ended badly."""
     message = await call.read()
-    if not isinstance(message, grpc.aio.EOF.__class__):
-        response: _Response = message
-        return response
+    if message is not grpc.aio.EOF:
+        return cast("_Response", message)
     code = await call.code()
     if code is not grpc.StatusCode.OK:
         raise grpc.aio.AioRpcError(
