@@ -71,7 +71,7 @@ class Load:
         return (self.start_ns // NS_PER_US + ticks * step_us) * NS_PER_US
 
     def values(self, variant: int, column: int, ticks: np.ndarray) -> np.ndarray:
-        """What column `column` of a GPU of `variant` reads at `ticks`: known, and never constant."""
+        """What `column` of a GPU of `variant` reads at `ticks`: known, and never constant."""
         base = (ticks * (column + 3) + variant * 131) % 997 + ticks
         storage = METRIC_SET.metrics[column].storage.value
         return (base / 8 if storage in "fd" else base).astype(DTYPES[storage])

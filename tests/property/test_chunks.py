@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from gputel.inventory import Event, EventKind, Gpu
 from gputel.kernels import decode_chunk, encode_chunk, read_chunk_header
 
 GOLDEN = Path(__file__).parent.parent / "data" / "v1"
-EXTREMES = {
+EXTREMES: dict[str, list[Any]] = {
     "q": [0, -1, 2**63 - 1, -(2**63)],
     "Q": [0, 1, 2**64 - 1, 2**63],
     "d": [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 5e-324, 1.7e308, 300.794, 0.1],
@@ -29,7 +30,8 @@ def make_columns(storages: str, n: int, seed: int, shape: str):
     rng = np.random.default_rng(seed)
     columns = []
     for storage in storages:
-        dtype = DTYPES[storage]
+        dtype: Any = DTYPES[storage]
+        column: Any
         if shape == "constant":
             column = np.full(n, EXTREMES[storage][seed % 4], dtype)
         elif shape == "walk":
@@ -147,7 +149,7 @@ def test_a_single_sample_of_all_fast_metrics_is_small():
 def frame(**changes) -> wire.Frame:
     gpu = Gpu("GPU-1", "node", 0, "nvidia0", model="H100", memory_total_bytes=85_899_345_920)
     chunk = wire.encode_batch(golden_batches()["fast-1"])
-    fields = {
+    fields: dict[str, Any] = {
         "producer": "collector:node",
         "epoch": 7,
         "sequence": 1,

@@ -60,7 +60,7 @@ cdef class Columns:
         self.storages = storages
         self.capacity_samples = capacity_samples
         self.cells = len(storages)
-        self.cells_mask = <uint64_t>0xFFFFFFFFFFFFFFFF >> (64 - self.cells)
+        self.cells_mask = ~<uint64_t>0 >> (64 - self.cells)
         self.stride = (<size_t>capacity_samples + 2 * LINE_WORDS - 1) & ~<size_t>(LINE_WORDS - 1)
         self.block_words = self.stride * <size_t>(FIXED_COLUMNS + self.cells)
         self.grow(gpus)
@@ -258,7 +258,7 @@ cdef void _bitmaps(
     cdef int j
     for block in range(bitmap_bytes):
         rows = min(n - block * 8, 8)
-        everywhere = 0xFFFFFFFFFFFFFFFF
+        everywhere = ~<uint64_t>0
         for i in range(8):
             gathered[i] = masks[block * 8 + i] if i < rows else 0
             if i < rows:

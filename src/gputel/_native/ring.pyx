@@ -50,7 +50,7 @@ cdef class Ring:
         self.capacity = capacity_rows
         self.row_bytes = self.row_dtype.itemsize
         self.cells = len(storages)
-        self.cells_mask = <uint64_t>0xFFFFFFFFFFFFFFFF >> (64 - self.cells)
+        self.cells_mask = ~<uint64_t>0 >> (64 - self.cells)
         self.drops = when_full is WhenFull.DROP_NEWEST
         # Checked with Python's integers: the product may not fit a size_t.
         size = capacity_rows * self.row_dtype.itemsize
@@ -100,9 +100,9 @@ cdef class Ring:
         TypeError, OverflowError: a number that its field can't hold, with the field's name.
         """
         # All is checked before a slot is reserved: a bad row is no dropped row.
-        cdef char scratch[32 + 8 * 64]
+        cdef uint64_t scratch[4 + 64]  # words, for their alignment
         cdef RowHeader *header = <RowHeader *>scratch
-        cdef char *cell = scratch + sizeof(RowHeader)
+        cdef char *cell = <char *>(header + 1)
         cdef const char *codes = PyBytes_AS_STRING(self.codes)
         cdef int j
         header.time_ns = _integer("time_ns", time_ns, -(2**63), 2**63 - 1)
@@ -121,7 +121,7 @@ cdef class Ring:
                 header.valid |= <uint64_t>1 << j
                 _write_cell(cell, j, codes[j], value)
             cell += 8
-        return self.write(scratch, 1) == 1
+        return self.write(<const char *>scratch, 1) == 1
 
     def push_rows(self, rows):
         """Write as many of `rows` (of `row_dtype`, one dimension) as fit; return how many.
@@ -129,7 +129,7 @@ cdef class Ring:
         What does not fit is dropped and counted, or left to the caller under BLOCK.
         TypeError: another dtype or shape.
         """
-        cdef const char[::1] view
+        cdef const unsigned char[::1] view
         cdef uint64_t taken
         if rows.dtype != self.row_dtype or rows.ndim != 1:
             raise TypeError(f"rows are {rows.dtype}[{rows.ndim}d], not a row_dtype vector")
@@ -137,9 +137,9 @@ cdef class Ring:
             return 0
         if not rows.flags.c_contiguous:
             rows = rows.copy()
-        view = rows.view("V1").data.cast("B").cast("c")
+        view = rows.view("u1")
         with nogil:
-            taken = self.write(&view[0], <uint64_t>view.shape[0] // self.row_bytes)
+            taken = self.write(<const char *>&view[0], <uint64_t>view.shape[0] // self.row_bytes)
         return taken
 
     cdef uint64_t write(self, const char *rows, uint64_t count) noexcept nogil:

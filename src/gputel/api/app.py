@@ -51,9 +51,7 @@ class _Guard:
         self._stream_url = stream_url
         self._requests = requests
 
-    async def process_request(
-        self, req: falcon.asgi.Request, resp: falcon.asgi.Response
-    ) -> None:
+    async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         if len(req.scope["query_string"]) > QUERY_STRING_BYTES_MAX:
             raise falcon.HTTPURITooLong(
                 description=f"The query string may have {QUERY_STRING_BYTES_MAX} bytes at most"
@@ -159,9 +157,7 @@ class _Timing:
             "gputel_api_request_seconds", "Time from request to answer"
         )
 
-    async def process_request(
-        self, req: falcon.asgi.Request, resp: falcon.asgi.Response
-    ) -> None:
+    async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         req.context.started_ns = self._clock.monotonic_ns()
 
     async def process_response(
@@ -189,9 +185,7 @@ def create_app(
         "Requests answered, by status",
         lambda: [(count, {"status": str(status)}) for status, count in requests.items()],
     )
-    app: App = falcon.asgi.App(
-        middleware=[_Timing(telemetry, clock), _Guard(stream_url, requests)]
-    )
+    app: App = falcon.asgi.App(middleware=[_Timing(telemetry, clock), _Guard(stream_url, requests)])
     install_problems(app)
     for route in ROUTES:
         app.add_route(route.path, _Resource(route, query, health, clock, stream_url))

@@ -67,14 +67,10 @@ def _operation(route: Route) -> Json:
             "200": {
                 "description": route.summary,
                 "content": {
-                    "application/json": {
-                        "schema": {"$ref": f"#/components/schemas/{route.answer}"}
-                    }
+                    "application/json": {"schema": {"$ref": f"#/components/schemas/{route.answer}"}}
                 },
             },
-            **{
-                status: {"$ref": f"#/components/responses/Problem{status}"} for status in statuses
-            },
+            **{status: {"$ref": f"#/components/responses/Problem{status}"} for status in statuses},
         },
     }
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl
 
-from gputel import limits
 from gputel.api.times import ALLOWED as TIMES_ALLOWED
 from gputel.api.times import parse_time
 from gputel.catalog import BY_DCGM, BY_NAME, METRICS, Metric
@@ -81,9 +80,7 @@ def flag(name: str, description: str) -> Parameter:
 
     def parse(value: str, now_ns: int) -> bool:
         if value not in ("true", "false"):
-            raise QueryInvalid(
-                name, f"{_shown(value)} is neither", allowed=("true", "false")
-            )
+            raise QueryInvalid(name, f"{_shown(value)} is neither", allowed=("true", "false"))
         return value == "true"
 
     return Parameter(name, description, {"type": "boolean", "default": False}, parse, "false")
@@ -115,9 +112,7 @@ def metrics(name: str, description: str, *, default: Sequence[str] = ()) -> Para
         for item in value.split(","):
             metric = BY_NAME.get(item.strip()) or BY_DCGM.get(item.strip())
             if metric is None:
-                raise QueryInvalid(
-                    name, f"{_shown(item)} is not a metric", allowed=tuple(BY_NAME)
-                )
+                raise QueryInvalid(name, f"{_shown(item)} is not a metric", allowed=tuple(BY_NAME))
             found[metric] = None
         return tuple(found)
 

@@ -53,7 +53,7 @@ def parse_time(parameter: str, text: str, now_ns: int) -> int:
     else:
         raise QueryInvalid(parameter, f"{text!r} is not a time", allowed=ALLOWED)
     if not 0 <= time_ns <= TIME_S_MAX * NS_PER_S:
-        hint = "; milliseconds?" if TIME_S_MAX * NS_PER_S < time_ns else ""
+        hint = "; milliseconds?" if time_ns > TIME_S_MAX * NS_PER_S else ""
         raise QueryInvalid(parameter, f"{text!r} is outside 1970 to 2262{hint}", allowed=ALLOWED)
     return time_ns
 

@@ -31,7 +31,7 @@ class _Protocol(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
         if hasattr(self, "scope"):
-            self.scope["extensions"][ABORT] = {"abort": self.transport.abort}  # type: ignore[index, typeddict-unknown-key]
+            self.scope["extensions"][ABORT] = {"abort": self.transport.abort}
 
 
 def server_options(settings: StreamSettings) -> dict[str, Any]:
@@ -73,9 +73,7 @@ class _Socket:
             headers={"Upgrade": "websocket", "Connection": "Upgrade"},
         )
 
-    async def on_websocket(
-        self, req: falcon.asgi.Request, ws: falcon.asgi.WebSocket
-    ) -> None:
+    async def on_websocket(self, req: falcon.asgi.Request, ws: falcon.asgi.WebSocket) -> None:
         settings = self._hub.settings
         if not origin_allowed(
             req.get_header("Origin"), req.get_header("Host") or "", settings.origins

@@ -73,9 +73,7 @@ class Client:
 
     async def serve(self) -> None:
         """Return when the client has gone or was cut off."""
-        self.tell(
-            protocol.hello(self._hub.source, self._heartbeat_s, self._clock.time_ns())
-        )
+        self.tell(protocol.hello(self._hub.source, self._heartbeat_s, self._clock.time_ns()))
         reader = asyncio.create_task(self._read(), name="stream-reader")
         try:
             await self._write()

@@ -121,9 +121,7 @@ class Feed:
         self._changed.clear()
 
     def _reading(self, state: GpuState, values: Change) -> Reading:
-        shown = {
-            name: values[metric] for metric, name in self._names.items() if metric in values
-        }
+        shown = {name: values[metric] for metric, name in self._names.items() if metric in values}
         time_ns = max((state.times_ns[m] for m in self._names if m in values), default=0)
         return Reading(state.node, state.uuid, time_ns, shown)
 

@@ -175,9 +175,7 @@ def status(source: str, time_ns: int) -> str:
 
 def error(problem: MessageInvalid) -> str:
     """What was wrong with the client's message."""
-    return _text(
-        {"type": "error", "code": problem.code, "message": str(problem), "id": problem.id}
-    )
+    return _text({"type": "error", "code": problem.code, "message": str(problem), "id": problem.id})
 
 
 def values(kind: str, id: str, conflated: int, shared: str) -> str:
