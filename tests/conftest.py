@@ -1,0 +1,28 @@
+"""What all tests share: the build of the kernels under test, and hypothesis' profile."""
+
+import importlib
+import os
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import gputel._native
+
+# `make sanitize` puts its own build of the kernels first.
+if native := os.environ.get("GPUTEL_NATIVE_DIR"):
+    gputel._native.__path__.insert(0, os.path.abspath(native))
+
+# A shared machine's pauses are no failures; a failing example's seed is printed.
+settings.register_profile(
+    "gputel", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("gputel")
+
+
+@pytest.fixture(params=["_native", "_reference"])
+def kernels(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """Ring and Columns, of the native kernels and of their twins."""
+    ring = importlib.import_module(f"gputel.{request.param}.ring")
+    columns = importlib.import_module(f"gputel.{request.param}.columns")
+    return ring.Ring, columns.Columns
