@@ -12,13 +12,15 @@ A source never blocks on what comes after it: it writes rows into rings and retu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gputel.catalog import Cadence, MetricSet
 from gputel.inventory import Event, Gpu
-from gputel.kernels import Ring
 
-Rings = Mapping[MetricSet, Ring]
+if TYPE_CHECKING:  # the configuration imports this package, and must not load numpy
+    from gputel.kernels import Ring
+
+Rings = Mapping[MetricSet, "Ring"]
 
 
 class Source(Protocol):
