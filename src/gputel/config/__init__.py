@@ -20,6 +20,8 @@ from gputel.config.settings import (
     SinkSettings,
 )
 
+from gputel.config.yaml_file import read_yaml
+
 __all__ = [
     "Address",
     "Config",
@@ -35,4 +37,5 @@ __all__ = [
     "parse_address",
     "problems",
     "read_environment",
+    "read_yaml",
 ]

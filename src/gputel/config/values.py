@@ -88,16 +88,15 @@ def convert(path: Path, given: Given) -> Any:
         if not (isinstance(converted, float) and not math.isfinite(converted)):
             return converted
     got = "a value" if path in SECRETS else _SHORT.repr(given.value)
-    allowed = _ALLOWED.get(path)
-    expected = ", ".join(allowed) if allowed else describe(KEYS[path])
-    if path == ("source", "speed"):
-        expected += " or max"
-    raise ConfigError(
-        dotted(path),
-        f"{got} can't be used",
-        origin=given.origin,
-        allowed=allowed or (expected,),
-    )
+    message = f"{got} can't be used"
+    raise ConfigError(dotted(path), message, origin=given.origin, allowed=(allowed_text(path),))
+
+
+def allowed_text(path: Path) -> str:
+    """What a key allows, in words."""
+    if path in _ALLOWED:
+        return ", ".join(_ALLOWED[path])
+    return describe(KEYS[path]) + (" or max" if path == ("source", "speed") else "")
 
 
 def _optional(path: Path) -> bool:

@@ -47,7 +47,7 @@ class PostgresPart:
         return Announcement(service=self.name, pid=pid, addresses={"postgres": address})
 
     async def ended(self) -> str:
-        while self._postgres.alive():
+        while self._postgres.alive():  # noqa: ASYNC110  (waitpid is polled)
             await asyncio.sleep(POLL_S)
         return "the postmaster is gone"
 

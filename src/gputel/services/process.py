@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from gputel.services.announcement import Announcement, encode_failure, encode_re
 log = logging.getLogger(__name__)
 
 CONFIG_LINE_BYTES_MAX = 1024 * 1024
+ORPHAN_GRACE_S = 1.5
 
 
 class Process:
@@ -77,8 +78,13 @@ class Process:
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
 
+    async def orphan_grace(self, delay_s: float) -> None:
+        """Wait for services that need this one to finish, when nobody stops them in order."""
+        if self._ready_fd is not None and not self.supervised:
+            await asyncio.sleep(delay_s)
+
     @contextlib.asynccontextmanager
-    async def status_port(self, listen: str) -> Any:
+    async def status_port(self, listen: str) -> AsyncGenerator[HttpServer, None]:
         """/metrics, /healthz and /readyz on `listen`; yields the running server."""
         address = parse_address(listen)
         sock = bind(self.service, address.host, address.port)
