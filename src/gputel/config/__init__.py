@@ -19,7 +19,6 @@ from gputel.config.settings import (
     ObserveSettings,
     SinkSettings,
 )
-
 from gputel.config.yaml_file import read_yaml
 
 __all__ = [
