@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gputel import broker
+from gputel.catalog import Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector import Collector
 from gputel.config import Config
@@ -43,15 +44,13 @@ async def serve(process: Process) -> None:
 
 def source_of(config: Config) -> Source:
     """The configured source. SourceUnavailable, InputError."""
-    periods_ns = (
-        round(NS_PER_S / hz)
-        for hz in (
-            config.collector.fast_hz,
-            config.collector.medium_hz,
-            config.collector.slow_hz,
-        )
-    )
-    return open_source(config.source, *periods_ns)
+    rates_hz = {
+        Cadence.FAST: config.collector.fast_hz,
+        Cadence.MEDIUM: config.collector.medium_hz,
+        Cadence.SLOW: config.collector.slow_hz,
+    }
+    periods_ns = {cadence: round(NS_PER_S / hz) for cadence, hz in rates_hz.items()}
+    return open_source(config.source, periods_ns)
 
 
 def reason(kind: str, source: Source) -> str:
