@@ -52,6 +52,12 @@ class Store:
         finally:
             await _close(connection)
 
+    def unavailable(self, error: BaseException) -> DatabaseUnavailable:
+        """`error` for whoever may try again later."""
+        return explain(error, self.settings) or DatabaseUnavailable(
+            f"{self.settings!r}: {error}", hint="it is tried again"
+        )
+
     async def close(self) -> None:
         """Close all sessions, those in use after a moment."""
         try:
@@ -84,7 +90,7 @@ def translated(settings: DatabaseSettings) -> Generator[None]:
     """Turn errors about the server, not about the data, into DatabaseUnavailable."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         explained = explain(error, settings)
         if explained is None:
             raise
@@ -123,7 +129,7 @@ def _explanation(error: BaseException, settings: DatabaseSettings) -> tuple[str,
             return str(error) or "the connection was lost", "is the server running?"
         case asyncpg.ClientConfigurationError():
             return str(error), "check database.sslmode and its certificates"
-        case asyncpg.InterfaceError() if "closed" in str(error) or "lost" in str(error):
+        case asyncpg.InterfaceError() if "clos" in str(error):
             return str(error), "is the server running?"
         case TimeoutError():
             return f"no answer from {where}", "is the server running, and is the port right?"
@@ -143,7 +149,14 @@ def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
         "ssl": settings.sslmode,
         "timeout": CONNECT_TIMEOUT_S,
         "command_timeout": COMMAND_TIMEOUT_S,
-        "server_settings": {"application_name": "gputel", "timezone": "UTC"},
+        # A sink whose machine is gone must not hold its locks for long.
+        "server_settings": {
+            "application_name": "gputel",
+            "timezone": "UTC",
+            "tcp_keepalives_idle": "3",
+            "tcp_keepalives_interval": "1",
+            "tcp_keepalives_count": "2",
+        },
     }
 
 
