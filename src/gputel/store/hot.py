@@ -35,7 +35,12 @@ _HEADER_BYTES: Final = 19
 _TRAILER_BYTES: Final = 2
 _U64_SHIFT: Final = 2**63
 
-_READ_TYPES: Final = {Storage.F32: ">f4", Storage.F64: ">f8", Storage.I64: ">i8", Storage.U64: ">i8"}
+_READ_TYPES: Final = {
+    Storage.F32: ">f4",
+    Storage.F64: ">f8",
+    Storage.I64: ">i8",
+    Storage.U64: ">i8",
+}
 
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -133,7 +138,9 @@ async def write(
         fields.append(CopyField(schema.COPY_TYPES[metric.storage], values, valid))
         names.append(metric.name)
     stream = copy_binary(rows, fields)
-    return await copy_in(connection, schema.hot_table(metric_set), names, stream, rows, skip_present)
+    return await copy_in(
+        connection, schema.hot_table(metric_set), names, stream, rows, skip_present
+    )
 
 
 async def copy_in(
@@ -148,9 +155,7 @@ async def copy_in(
     target = table
     if skip_present:
         target = "incoming"
-        await connection.execute(
-            f"CREATE TEMPORARY TABLE incoming (LIKE {table}) ON COMMIT DROP"
-        )
+        await connection.execute(f"CREATE TEMPORARY TABLE incoming (LIKE {table}) ON COMMIT DROP")
     await connection.copy_to_table(
         target, source=io.BytesIO(stream), columns=list(names), format="binary"
     )
@@ -197,7 +202,8 @@ def parse(stream: memoryview, metrics: Sequence[Metric]) -> Rows:
         if metric.storage is Storage.U64:
             column: Values = table[f"value{i}"].astype("<i8").view("<u8") ^ np.uint64(_U64_SHIFT)
         else:
-            column = table[f"value{i}"].astype(DTYPES[metric.storage.value])
+            dtype_out: np.dtype[np.generic] = DTYPES[metric.storage.value]
+            column = table[f"value{i}"].astype(dtype_out)
         columns.append(column)
     return Rows(
         cast(Int64s, (table["time"].astype("<i8") + _EPOCH_2000_US) * NS_PER_US),

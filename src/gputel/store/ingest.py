@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
-
-from gputel import wire
 from gputel.clock import SYSTEM_CLOCK, Clock
 from gputel.store import chunks, frames, hot, rollup
 from gputel.store.chunks import Chunk
@@ -247,23 +245,25 @@ async def _write_samples(
         done.rows += new
         done.repeated_rows += offered - new
     direct = [
-        Chunk.of(ids[piece.identity], content.message.epoch, piece.batch, piece.chunk)
-        for content, piece in frames.chunk_pieces(contents)
-        if piece.chunk is not None
+        (Chunk.of(ids[p.identity], content.message.epoch, p.batch, p.chunk), p.batch)
+        for content, p in frames.chunk_pieces(contents)
+        if p.chunk is not None
     ]
-    written = await chunks.write(session, direct, skip_present=skip_present)
-    done.chunks = len(written)
-    done.rows += sum(chunk.samples for chunk in written)
-    done.repeated_rows += sum(chunk.samples for chunk in direct if chunk not in written)
-    written_buckets = [
-        bucket
-        for chunk in written
-        for bucket in rollup.buckets(
-            chunk.gpu_id,
-            chunk.metric_set.metrics,
-            hot.from_batch(wire.decode_chunk(chunk.payload), chunk.epoch, chunk.metric_set.metrics),
-        )
-    ]
+    offered_chunks = [chunk for chunk, _ in direct]
+    written = {
+        id(chunk)
+        for chunk in await chunks.write(session, offered_chunks, skip_present=skip_present)
+    }
+    written_buckets = []
+    for chunk, batch in direct:
+        if id(chunk) not in written:
+            done.repeated_rows += chunk.samples
+            continue
+        done.chunks += 1
+        done.rows += chunk.samples
+        metrics = batch.metric_set.metrics
+        rows = hot.from_batch(batch, chunk.epoch, metrics)
+        written_buckets += rollup.buckets(chunk.gpu_id, metrics, rows)
     await rollup.add(session, written_buckets)
     return done
 
@@ -289,9 +289,7 @@ async def _write_events(session: Connection, contents: Sequence[Content]) -> Non
         )
 
 
-async def _write_dead_letters(
-    session: Connection, claim: Claim, poison: Sequence[Poison]
-) -> None:
+async def _write_dead_letters(session: Connection, claim: Claim, poison: Sequence[Poison]) -> None:
     for item in poison:
         message = item.message
         log.warning(

@@ -55,9 +55,7 @@ class Sighting:
     def joined(self, other: Sighting) -> Sighting:
         """Both together; `other` is the later one, but only inventory knows an index."""
         gpu = self.gpu if other.gpu.index == INDEX_UNKNOWN else other.gpu
-        return Sighting(
-            gpu, min(self.first_ns, other.first_ns), max(self.last_ns, other.last_ns)
-        )
+        return Sighting(gpu, min(self.first_ns, other.first_ns), max(self.last_ns, other.last_ns))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from gputel.catalog import METRIC_SETS, METRICS, SET_OF, MetricSet, Storage
 from gputel.errors import DatabaseUnavailable
@@ -29,13 +29,15 @@ LOCK_MIGRATE: Final = 1
 LOCK_PARTITIONS: Final = 2
 LOCK_MAINTAIN: Final = 3
 
+CopyType = Literal["float4", "float8", "int8", "numeric_u64"]
+
 SQL_TYPES: Final = {
     Storage.F32: "real",
     Storage.F64: "double precision",
     Storage.I64: "bigint",
     Storage.U64: "numeric(20,0)",
 }
-COPY_TYPES: Final = {
+COPY_TYPES: Final[dict[Storage, CopyType]] = {
     Storage.F32: "float4",
     Storage.F64: "float8",
     Storage.I64: "int8",
