@@ -162,7 +162,7 @@ async def copy_in(
     if not skip_present:
         return rows
     done = await connection.execute(
-        f"INSERT INTO {table} SELECT * FROM incoming ON CONFLICT DO NOTHING"  # noqa: S608
+        f"INSERT INTO {table} SELECT * FROM incoming ON CONFLICT DO NOTHING"
     )
     await connection.execute("DROP TABLE incoming")
     return int(done.rsplit(" ", 1)[1])
@@ -179,7 +179,7 @@ async def read(
     """The rows of `table` for which the SQL condition `where` holds, in the order of `tail`."""
     cells = [f"({m.name} IS NOT NULL), {_read_expression(m)}" for m in metrics]
     selected = ", ".join(["time", "epoch", "sequence", *cells])
-    query = f"SELECT {selected} FROM {table} WHERE {where} {tail}"  # noqa: S608
+    query = f"SELECT {selected} FROM {table} WHERE {where} {tail}"
     output = io.BytesIO()
     await connection.copy_from_query(query, *arguments, output=output, format="binary")
     return parse(output.getbuffer(), metrics)
@@ -202,8 +202,7 @@ def parse(stream: memoryview, metrics: Sequence[Metric]) -> Rows:
         if metric.storage is Storage.U64:
             column: Values = table[f"value{i}"].astype("<i8").view("<u8") ^ np.uint64(_U64_SHIFT)
         else:
-            dtype_out: np.dtype[np.generic] = DTYPES[metric.storage.value]
-            column = table[f"value{i}"].astype(dtype_out)
+            column = table[f"value{i}"].astype(DTYPES[metric.storage.value])
         columns.append(column)
     return Rows(
         cast(Int64s, (table["time"].astype("<i8") + _EPOCH_2000_US) * NS_PER_US),

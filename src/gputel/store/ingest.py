@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
+
 from gputel.clock import SYSTEM_CLOCK, Clock
 from gputel.store import chunks, frames, hot, rollup
 from gputel.store.chunks import Chunk

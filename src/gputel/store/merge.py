@@ -89,8 +89,7 @@ def from_key(rows: Rows, key: RowKey, end_ns: int) -> Rows:
     time, epoch = rows.time_ns, rows.epoch
     same_time = time == key.time_ns
     after = (time > key.time_ns) | (
-        same_time
-        & ((epoch > key.epoch) | ((epoch == key.epoch) & (rows.sequence >= key.sequence)))
+        same_time & ((epoch > key.epoch) | ((epoch == key.epoch) & (rows.sequence >= key.sequence)))
     )
     mask = after & (time < end_ns)
     return rows if mask.all() else rows.take(mask)
@@ -179,9 +178,9 @@ def _partial(part: Loaded, spare: int) -> tuple[Loaded, Metric]:
     return Loaded(part.metric_set, part.metrics, shown), last
 
 
-def by_set(metrics: Sequence[Metric], set_of: Mapping[Metric, MetricSet]) -> list[
-    tuple[MetricSet, tuple[Metric, ...]]
-]:
+def by_set(
+    metrics: Sequence[Metric], set_of: Mapping[Metric, MetricSet]
+) -> list[tuple[MetricSet, tuple[Metric, ...]]]:
     """The metrics of each set, ascending in id."""
     groups: dict[int, list[Metric]] = {}
     for metric in sorted(set(metrics), key=lambda m: m.id):

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 _GPU: Final = (
     "SELECT gpu_id, uuid, node, gpu_index, device, pci_bus_id, model, serial, brand, "
-    "vbios_version, driver_version, nvml_version, memory_total_bytes, first_seen, last_seen FROM gpu"
+    "vbios_version, driver_version, nvml_version, memory_total_bytes, first_seen, last_seen "
+    "FROM gpu"
 )
-#: Of the times that PostgreSQL and datetime can hold: years 1 to 9998 are cut down to these.
+#: A range asked for is cut down to these, 1970 to 2255: nothing lies outside.
 _TIME_MIN_NS: Final = 0
 _TIME_MAX_NS: Final = 9_000_000_000_000_000_000
 

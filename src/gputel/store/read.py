@@ -52,7 +52,10 @@ async def read_set(
     least `points` of those that are.
     """
     rows = await _read_hot(connection, gpu_id, metric_set, metrics, first, end_ns, points)
-    pieces = [rows, *await _read_chunks(connection, gpu_id, metric_set, metrics, first, end_ns, points)]
+    pieces = [
+        rows,
+        *await _read_chunks(connection, gpu_id, metric_set, metrics, first, end_ns, points),
+    ]
     return in_order(hot.concatenate(pieces))
 
 
@@ -122,8 +125,6 @@ async def _read_chunks(
         t0, epoch, sequence, _ = found[-1]
         after = RowKey(to_ns(t0), epoch, sequence)
         # What is still to come begins at `after` or later.
-        complete = sum(
-            int(piece.points()[piece.time_ns < after.time_ns].sum()) for piece in pieces
-        )
+        complete = sum(int(piece.points()[piece.time_ns < after.time_ns].sum()) for piece in pieces)
         if complete >= points:
             return pieces

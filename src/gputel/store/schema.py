@@ -156,11 +156,11 @@ def _latest_view() -> str:
         columns.append(f"{alias}.time AS {alias}_time")
         columns += [f"{alias}.{metric.name}" for metric in metric_set.metrics]
         joins.append(
-            f"LEFT JOIN LATERAL (SELECT * FROM {hot_table(metric_set)} h "  # noqa: S608
+            f"LEFT JOIN LATERAL (SELECT * FROM {hot_table(metric_set)} h "
             f"WHERE h.gpu_id = g.gpu_id ORDER BY h.time DESC LIMIT 1) {alias} ON true"
         )
     return (
-        "CREATE VIEW gpu_latest AS SELECT g.gpu_id, g.node, g.gpu_index, g.uuid, g.model, "  # noqa: S608
+        "CREATE VIEW gpu_latest AS SELECT g.gpu_id, g.node, g.gpu_index, g.uuid, g.model, "
         f"g.last_seen, {', '.join(columns)} FROM gpu g {' '.join(joins)}"
     )
 
@@ -172,14 +172,14 @@ def _minute_view() -> str:
             f"({m.id}::smallint, h.{m.name}::double precision)" for m in metric_set.metrics
         )
         parts.append(
-            "SELECT h.gpu_id, date_trunc('minute', h.time) AS minute, v.metric_id, count(*) AS n, "  # noqa: S608
+            "SELECT h.gpu_id, date_trunc('minute', h.time) AS minute, v.metric_id, count(*) AS n, "
             "min(v.value) AS min, max(v.value) AS max, sum(v.value) AS sum "
             f"FROM {hot_table(metric_set)} h "
             f"CROSS JOIN LATERAL (VALUES {cells}) AS v (metric_id, value) "
             "WHERE v.value IS NOT NULL GROUP BY 1, 2, 3"
         )
     return (
-        "CREATE VIEW gpu_minute AS SELECT g.gpu_id, g.node, g.gpu_index, g.uuid, s.minute, "  # noqa: S608
+        "CREATE VIEW gpu_minute AS SELECT g.gpu_id, g.node, g.gpu_index, g.uuid, s.minute, "
         "m.name AS metric, m.unit, s.n, s.min, s.max, s.sum / s.n AS avg, s.sum FROM ("
         "SELECT gpu_id, minute, metric_id, sum(n) AS n, min(min) AS min, max(max) AS max, "
         f"sum(sum) AS sum FROM ({' UNION ALL '.join(parts)}) AS p GROUP BY 1, 2, 3"
