@@ -71,7 +71,7 @@ class Load:
         return (self.start_ns // NS_PER_US + ticks * step_us) * NS_PER_US
 
     def values(self, variant: int, column: int, ticks: np.ndarray) -> np.ndarray:
-        """What column `column` of a GPU of `variant` reads at `ticks`: known, and never constant."""
+        """What `column` of a GPU of `variant` reads at `ticks`: known, and never constant."""
         base = (ticks * (column + 3) + variant * 131) % 997 + ticks
         storage = METRIC_SET.metrics[column].storage.value
         return (base / 8 if storage in "fd" else base).astype(DTYPES[storage])
@@ -86,7 +86,9 @@ class Load:
 def encode_variants(load: Load, ticks: np.ndarray) -> list[bytes]:
     """One chunk of `ticks` for each variant."""
     n = len(ticks)
-    valid = np.tile(np.packbits(np.ones(n, np.uint8), bitorder="little"), (len(METRIC_SET.metrics), 1))
+    valid = np.tile(
+        np.packbits(np.ones(n, np.uint8), bitorder="little"), (len(METRIC_SET.metrics), 1)
+    )
     return [
         wire.encode_batch(
             Batch(
@@ -115,7 +117,9 @@ class Node:
     def variant(self, gpu: int) -> int:
         return (self.number * 7 + gpu) % VARIANTS
 
-    def frame(self, producer: str, epoch: int, sequence: int, number: int, chunks: list[bytes]) -> bytes:
+    def frame(
+        self, producer: str, epoch: int, sequence: int, number: int, chunks: list[bytes]
+    ) -> bytes:
         return wire.encode_frame(
             wire.Frame(
                 producer=producer,
@@ -124,7 +128,8 @@ class Node:
                 node=self.name,
                 sealed_at_ns=time.time_ns(),
                 gpus=tuple(
-                    wire.GpuChunks(gpu.uuid, (chunks[self.variant(gpu.index)],)) for gpu in self.gpus
+                    wire.GpuChunks(gpu.uuid, (chunks[self.variant(gpu.index)],))
+                    for gpu in self.gpus
                 ),
                 inventory=self.gpus if number == 0 else (),
             )
@@ -230,7 +235,18 @@ async def pipeline(arguments: argparse.Namespace) -> AsyncIterator[tuple[str, st
     if arguments.broker and arguments.api:
         yield arguments.broker, arguments.api.rstrip("/"), None
         return
-    command = [sys.executable, "-m", "gputel", "up", "--ephemeral", "--json", "--source", "sim", "--gpus", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "gputel",
+        "up",
+        "--ephemeral",
+        "--json",
+        "--source",
+        "sim",
+        "--gpus",
+        "1",
+    ]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
@@ -256,8 +272,11 @@ def commit_p99_ms(sink: str) -> float:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--gpus", type=int, default=8, help="GPUs of each node")
     parser.add_argument("--hz", type=float, default=10)
@@ -272,8 +291,14 @@ async def main() -> None:
 
     async with pipeline(arguments) as (address, api, sink):
         now_ns = time.time_ns() // NS_PER_S * NS_PER_S
-        load = Load(arguments.nodes, arguments.gpus, arguments.hz, arguments.seconds,
-                    arguments.frame_seconds, now_ns)
+        load = Load(
+            arguments.nodes,
+            arguments.gpus,
+            arguments.hz,
+            arguments.seconds,
+            arguments.frame_seconds,
+            now_ns,
+        )
         run = f"{now_ns // NS_PER_S:x}"
         nodes = [Node(run, number, load) for number in range(load.nodes)]
         started = time.monotonic()
@@ -281,10 +306,20 @@ async def main() -> None:
         await asyncio.to_thread(settle, api, load, nodes)
         elapsed_s = time.monotonic() - started
         checked, wrong = await asyncio.to_thread(verify, api, load, nodes)
-        correct = wrong == 0 and checked == load.nodes * load.gpus * load.ticks * len(VERIFY_METRICS)
+        correct = wrong == 0 and checked == load.nodes * load.gpus * load.ticks * len(
+            VERIFY_METRICS
+        )
         shape = {"nodes": load.nodes, "gpus": load.gpus, "hz": load.hz, "seconds": load.seconds}
-        report.emit("pipeline.samples_per_s", load.samples / elapsed_s, "1/s", correct,
-                    samples=load.samples, checked=checked, wrong=wrong, **shape)
+        report.emit(
+            "pipeline.samples_per_s",
+            load.samples / elapsed_s,
+            "1/s",
+            correct,
+            samples=load.samples,
+            checked=checked,
+            wrong=wrong,
+            **shape,
+        )
         report.emit("pipeline.behind_s", behind_s, "s", correct, **shape)
         if sink:
             report.emit("pipeline.commit_p99_ms", commit_p99_ms(sink), "ms", correct, **shape)
