@@ -114,8 +114,13 @@ class Ingest:
             except asyncpg.UniqueViolationError:
                 # Rows that are there already, from a producer that had another name.
                 skip_present = True
-            except asyncpg.CheckViolationError as error:
-                # A partition was sealed or dropped since we looked.
+            except (
+                asyncpg.CheckViolationError,
+                asyncpg.UndefinedTableError,
+                asyncpg.InternalServerError,
+            ) as error:
+                # A partition was sealed or dropped since we looked, or while we waited for
+                # its lock ("could not open relation", an internal error to PostgreSQL).
                 self._partitions.forget()
                 if attempt == ATTEMPTS_MAX:
                     return _reason(error)
