@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 NS_PER_S = 1_000_000_000
@@ -74,3 +75,12 @@ class ManualClock:
 
 
 SYSTEM_CLOCK = SystemClock()
+
+
+def rfc3339(time_ns: int) -> str:
+    """Wall time as RFC 3339 text in UTC, microseconds kept: `2026-01-02T03:04:05.5Z` is
+    written `2026-01-02T03:04:05.500000Z`, whole seconds have no fraction."""
+    seconds, rest_ns = divmod(time_ns, NS_PER_S)
+    text = datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
+    fraction_us = rest_ns // NS_PER_US
+    return f"{text}.{fraction_us:06d}Z" if fraction_us else f"{text}Z"

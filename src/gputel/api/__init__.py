@@ -1,1 +1,6 @@
+"""REST, OpenAPI and the dashboard."""
 
+from gputel.api.app import create_app
+from gputel.api.settings import ApiSettings
+
+__all__ = ["ApiSettings", "create_app"]
