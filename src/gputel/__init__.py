@@ -1,3 +1,3 @@
-"""gputel: a GPU telemetry pipeline. The modules follow the path of a sample; see ARCHITECTURE.md."""
+"""A GPU telemetry pipeline. The modules follow the path of a sample, see ARCHITECTURE.md."""
 
 __version__ = "0.1.0"

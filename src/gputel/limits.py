@@ -31,6 +31,15 @@ PARTITIONS_MAX = 256
 SEGMENT_BYTES_DEFAULT = 64 * MIB
 COMMIT_BYTES_MAX = 1 * MIB  # one group commit
 COMMIT_DELAY_MS_MAX = 5
+BATCH_BYTES_MAX = 256 * KIB  # messages put into one request or response; a larger one goes alone
+PENDING_BYTES_MAX = 32 * MIB  # accepted and not yet committed, over all partitions
+TAIL_BYTES_MAX = 32 * MIB  # committed and kept in memory for readers at the tail
+TOPICS_MAX = 256
+GROUPS_PER_TOPIC_MAX = 256
+PRODUCERS_PER_PARTITION_MAX = 131_072
+GROUP_WINDOW_MAX = 65_536  # delivered beyond the first message that is not acknowledged
+DEAD_REASON_BYTES_MAX = 1 * KIB
+BROKER_STREAMS_MAX = 4096
 
 # Queries.
 QUERY_POINTS_DEFAULT = 100_000
@@ -43,7 +52,7 @@ WS_CLIENTS_MAX = 10_000
 
 assert CHUNK_BYTES_MAX <= FRAME_BYTES_MAX
 assert FRAME_BYTES_TARGET <= FRAME_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX
-assert FRAME_BYTES_MAX <= COMMIT_BYTES_MAX <= SEGMENT_BYTES_DEFAULT
+assert BATCH_BYTES_MAX <= FRAME_BYTES_MAX <= COMMIT_BYTES_MAX <= SEGMENT_BYTES_DEFAULT
 assert CHUNK_DIRECT_SAMPLES_MIN <= CHUNK_SAMPLES_MAX
 assert QUERY_POINTS_DEFAULT <= QUERY_POINTS_MAX
 # All metrics of all sets of one sample of every GPU of a node fit one frame uncompressed.

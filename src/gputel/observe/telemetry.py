@@ -15,7 +15,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
 from gputel import __version__
@@ -44,6 +44,7 @@ class Telemetry:
     ) -> None:
         self.service = service
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # CPU seconds, RSS, open files
         readers: list[MetricReader] = [
             PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)
         ]
@@ -72,6 +73,11 @@ class Telemetry:
             ],
         )
         self._meter = self._provider.get_meter("gputel", __version__)
+        self.observe_gauge(
+            "gputel_build_info",
+            "1; the version is a label",
+            lambda: [(1, {"version": __version__})],
+        )
 
     def observe_counter(self, name: str, help: str, read: Callable[[], Measurement]) -> None:
         """A monotonic count that `read` returns when somebody looks."""

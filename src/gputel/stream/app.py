@@ -31,7 +31,7 @@ class _Protocol(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
         if hasattr(self, "scope"):
-            self.scope["extensions"][ABORT] = {"abort": self.transport.abort}  # type: ignore[index, typeddict-unknown-key]
+            self.scope["extensions"][ABORT] = {"abort": self.transport.abort}
 
 
 def server_options(settings: StreamSettings) -> dict[str, Any]:

@@ -1,1 +1,16 @@
+"""What travels: chunks of samples (docs/reference/chunk-format.md) in frames (frame.md)."""
 
+from gputel.kernels import ChunkHeader, read_chunk_header
+from gputel.wire.chunk import decode_chunk, encode_batch
+from gputel.wire.frame import Frame, GpuChunks, decode_frame, encode_frame
+
+__all__ = [
+    "ChunkHeader",
+    "Frame",
+    "GpuChunks",
+    "decode_chunk",
+    "decode_frame",
+    "encode_batch",
+    "encode_frame",
+    "read_chunk_header",
+]

@@ -1,1 +1,145 @@
+"""The seam between the broker's protocol and what keeps its messages.
 
+The server and the consumer groups know these protocols only. An engine stores messages
+durably, in order per partition, and recognises repeats; it knows no consumers beyond
+their saved positions. All methods are called on the event loop's thread, none blocks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from gputel.broker.engine.record import Record
+from gputel.errors import GputelError
+
+__all__ = ["Chunk", "Engine", "PartitionFailed", "PartitionLog", "Record", "TopicLog"]
+
+
+class PartitionFailed(GputelError):
+    """A partition that takes no more messages, and why."""
+
+
+class Chunk(NamedTuple):
+    """What a read returned, and the offset where the next read goes on.
+
+    `next_offset` is beyond the last record's successor when what lies between is gone
+    (retention) or can't be read any more (damage).
+    """
+
+    records: Sequence[Record]
+    next_offset: int
+
+
+class PartitionLog(Protocol):
+    """An ordered log of messages."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def first_offset(self) -> int:
+        """The oldest offset still kept."""
+        ...
+
+    @property
+    def next_offset(self) -> int:
+        """One beyond the newest durable message: what readers may read up to."""
+        ...
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def segments(self) -> int: ...
+    @property
+    def failure(self) -> str:
+        """Why no more messages are taken; empty when they are."""
+        ...
+
+    @property
+    def damage(self) -> str:
+        """Which stored messages can't be read any more; empty when all can."""
+        ...
+
+    @property
+    def pending_bytes(self) -> int:
+        """Accepted and not yet durable."""
+        ...
+
+    def append(
+        self,
+        producer: str,
+        epoch: int,
+        sequence: int,
+        key: bytes,
+        payload: bytes,
+        *,
+        repeatable: bool = True,
+    ) -> int:
+        """Accept a message; returns a ticket for `is_durable`.
+
+        A repeat (see `Message` in the protocol) is not stored; its ticket is that of what
+        was stored. `repeatable=False` stores the message whatever its sequence is.
+        Raises ProducerFenced, PartitionFailed, and GputelError when there is no room.
+        """
+        ...
+
+    def is_durable(self, ticket: int) -> bool: ...
+
+    async def read(self, offset: int, messages_max: int, bytes_max: int) -> Chunk:
+        """Messages from `offset` on; at least one where there is one, else within the bounds."""
+        ...
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` after every commit, and when the partition fails."""
+        ...
+
+    def unwatch(self, changed: Callable[[], None]) -> None: ...
+
+
+class TopicLog(Protocol):
+    """A named set of partitions, and the producers that write to it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def partitions(self) -> Sequence[PartitionLog]: ...
+
+    def open_producer(self, producer: str, epoch: int) -> int:
+        """Fence older epochs; returns a sequence up to which everything is durable.
+
+        Raises ProducerFenced when a newer epoch is known.
+        """
+        ...
+
+    def newest_epoch(self, producer: str) -> int:
+        """The epoch that may publish; 0 for an unknown producer."""
+        ...
+
+
+class Engine(Protocol):
+    """Topics, and the saved positions of consumer groups."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        """Make durable what was accepted, and let go of everything."""
+        ...
+
+    @property
+    def topics(self) -> Mapping[str, TopicLog]: ...
+
+    async def open_topic(self, name: str) -> TopicLog:
+        """The topic, which is made when missing."""
+        ...
+
+    def throttle_ms(self) -> int:
+        """How long producers should wait before they send more; 0 when they need not."""
+        ...
+
+    async def load_positions(self) -> Mapping[tuple[str, str], Mapping[int, int]]:
+        """(topic, group) -> partition -> next offset, of all groups ever saved."""
+        ...
+
+    async def save_positions(self, topic: str, group: str, positions: Mapping[int, int]) -> None:
+        """Keep a group's positions durably; a crash leaves the old ones or these."""
+        ...

@@ -17,12 +17,18 @@ START_AT_EARLIEST: StartAt
 START_AT_LATEST: StartAt
 
 class PublishRequest(_message.Message):
-    __slots__ = ("open", "message")
+    __slots__ = ("open", "batch")
     OPEN_FIELD_NUMBER: _ClassVar[int]
-    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     open: PublishOpen
-    message: Message
-    def __init__(self, open: _Optional[_Union[PublishOpen, _Mapping]] = ..., message: _Optional[_Union[Message, _Mapping]] = ...) -> None: ...
+    batch: MessageBatch
+    def __init__(self, open: _Optional[_Union[PublishOpen, _Mapping]] = ..., batch: _Optional[_Union[MessageBatch, _Mapping]] = ...) -> None: ...
+
+class MessageBatch(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
 
 class PublishOpen(_message.Message):
     __slots__ = ("topic", "producer", "epoch")
@@ -155,22 +161,24 @@ class Term(_message.Message):
     def __init__(self, partition: _Optional[int] = ..., offset: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Position(_message.Message):
-    __slots__ = ("partition", "next_offset")
+    __slots__ = ("partition", "next_offset", "generation")
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     NEXT_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     partition: int
     next_offset: int
-    def __init__(self, partition: _Optional[int] = ..., next_offset: _Optional[int] = ...) -> None: ...
+    generation: int
+    def __init__(self, partition: _Optional[int] = ..., next_offset: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class ConsumeResponse(_message.Message):
-    __slots__ = ("opened", "assignment", "delivery")
+    __slots__ = ("opened", "assignment", "batch")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
-    DELIVERY_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     opened: ConsumeOpened
     assignment: Assignment
-    delivery: Delivery
-    def __init__(self, opened: _Optional[_Union[ConsumeOpened, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ...) -> None: ...
+    batch: DeliveryBatch
+    def __init__(self, opened: _Optional[_Union[ConsumeOpened, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., batch: _Optional[_Union[DeliveryBatch, _Mapping]] = ...) -> None: ...
 
 class ConsumeOpened(_message.Message):
     __slots__ = ("partitions", "member")
@@ -181,10 +189,18 @@ class ConsumeOpened(_message.Message):
     def __init__(self, partitions: _Optional[int] = ..., member: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("partitions",)
+    __slots__ = ("partitions", "generation")
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     partitions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, partitions: _Optional[_Iterable[int]] = ...) -> None: ...
+    generation: int
+    def __init__(self, partitions: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class DeliveryBatch(_message.Message):
+    __slots__ = ("deliveries",)
+    DELIVERIES_FIELD_NUMBER: _ClassVar[int]
+    deliveries: _containers.RepeatedCompositeFieldContainer[Delivery]
+    def __init__(self, deliveries: _Optional[_Iterable[_Union[Delivery, _Mapping]]] = ...) -> None: ...
 
 class Delivery(_message.Message):
     __slots__ = ("partition", "offset", "stored_at_ns", "attempt", "producer", "epoch", "sequence", "payload")
@@ -206,6 +222,34 @@ class Delivery(_message.Message):
     payload: bytes
     def __init__(self, partition: _Optional[int] = ..., offset: _Optional[int] = ..., stored_at_ns: _Optional[int] = ..., attempt: _Optional[int] = ..., producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
+class DeadLetter(_message.Message):
+    __slots__ = ("topic", "partition", "offset", "group", "reason", "attempts", "stored_at_ns", "producer", "epoch", "sequence", "key", "payload")
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    STORED_AT_NS_FIELD_NUMBER: _ClassVar[int]
+    PRODUCER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    partition: int
+    offset: int
+    group: str
+    reason: str
+    attempts: int
+    stored_at_ns: int
+    producer: str
+    epoch: int
+    sequence: int
+    key: str
+    payload: bytes
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., group: _Optional[str] = ..., reason: _Optional[str] = ..., attempts: _Optional[int] = ..., stored_at_ns: _Optional[int] = ..., producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., key: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
 class ListTopicsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -225,20 +269,22 @@ class Topic(_message.Message):
     def __init__(self, name: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ...) -> None: ...
 
 class Partition(_message.Message):
-    __slots__ = ("partition", "first_offset", "next_offset", "size_bytes", "segments", "failure")
+    __slots__ = ("partition", "first_offset", "next_offset", "size_bytes", "segments", "failure", "damage")
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     FIRST_OFFSET_FIELD_NUMBER: _ClassVar[int]
     NEXT_OFFSET_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    DAMAGE_FIELD_NUMBER: _ClassVar[int]
     partition: int
     first_offset: int
     next_offset: int
     size_bytes: int
     segments: int
     failure: str
-    def __init__(self, partition: _Optional[int] = ..., first_offset: _Optional[int] = ..., next_offset: _Optional[int] = ..., size_bytes: _Optional[int] = ..., segments: _Optional[int] = ..., failure: _Optional[str] = ...) -> None: ...
+    damage: str
+    def __init__(self, partition: _Optional[int] = ..., first_offset: _Optional[int] = ..., next_offset: _Optional[int] = ..., size_bytes: _Optional[int] = ..., segments: _Optional[int] = ..., failure: _Optional[str] = ..., damage: _Optional[str] = ...) -> None: ...
 
 class ListGroupsRequest(_message.Message):
     __slots__ = ()

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks.MODULE [--json]`. Each checks the result it times."""

@@ -1,0 +1,274 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True
+# Every index below is bounded by a count that `drain` or `grow` has checked; the debug
+# build (GPUTEL_DEBUG=1) puts sanitizers behind them.
+"""The column batcher: rows of all GPUs in, columns a GPU out.
+
+Each GPU has one block of 8-byte words, allocated once, `stride` words a column:
+
+    word   0            stride       2 stride             3 stride    4 stride
+           +------------+------------+--------------------+-----------+---- ...
+           | time_ns[n] | sequence[n]| lateness_us[n] u64 | valid[n]  | c0[n]  | c1[n] ...
+           +------------+------------+--------------------+-----------+---- ...
+
+`valid` is the rows' masks as they came; `seal` turns them into one bitmap a column. stride
+is capacity_samples rounded up to a cache line, plus one line: with a power of two between
+columns, the cells of a row would all compete for one set of the cache.
+
+The twin is gputel._reference.columns.
+"""
+
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+from gputel._native.ring cimport Ring, RowHeader
+
+import numpy as np
+
+from gputel import limits
+from gputel.rows import Sealed, check_storages
+
+cdef extern from "stdlib.h" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
+cdef enum:
+    LINE_WORDS = 8
+    FIXED_COLUMNS = 4  # time_ns, sequence, lateness_us, valid
+    # Slots go back to the producer this often, so that a long drain does not stall it.
+    RELEASE_ROWS = 512
+
+ROWS_ALL = 2**62
+_DTYPES = {"d": np.dtype("<f8"), "q": np.dtype("<i8"), "Q": np.dtype("<u8")}
+_F32 = np.dtype("<f4")
+
+
+cdef class Columns:
+    """Holds up to `capacity_samples` rows of each of `gpus` GPUs as columns.
+
+    ValueError: storages that `row_dtype` refuses, or sizes out of bounds.
+    """
+
+    def __cinit__(self, str storages, Py_ssize_t gpus, Py_ssize_t capacity_samples):
+        check_storages(storages)
+        if not 1 <= capacity_samples <= limits.CHUNK_SAMPLES_MAX:
+            raise ValueError(
+                f"{capacity_samples} samples a GPU, 1 to {limits.CHUNK_SAMPLES_MAX} are allowed"
+            )
+        if not 0 <= gpus <= limits.GPUS_PER_COLLECTOR_MAX:
+            raise ValueError(f"{gpus} GPUs, 0 to {limits.GPUS_PER_COLLECTOR_MAX} are allowed")
+        self.storages = storages
+        self.capacity_samples = capacity_samples
+        self.cells = len(storages)
+        self.cells_mask = ~<uint64_t>0 >> (64 - self.cells)
+        self.stride = (<size_t>capacity_samples + 2 * LINE_WORDS - 1) & ~<size_t>(LINE_WORDS - 1)
+        self.block_words = self.stride * <size_t>(FIXED_COLUMNS + self.cells)
+        self.grow(gpus)
+
+    def __dealloc__(self):
+        cdef Py_ssize_t gpu
+        for gpu in range(self.slots):
+            free(self.blocks[gpu])
+        PyMem_Free(self.blocks)
+        PyMem_Free(self.counts)
+
+    @property
+    def gpus(self):
+        """GPU slots there is room for."""
+        return self.slots
+
+    @property
+    def pending_rows(self):
+        """Rows held of all GPUs."""
+        return self.held
+
+    @property
+    def fullest(self):
+        """Rows held of the GPU that has the most."""
+        return self.most
+
+    def grow(self, Py_ssize_t gpus):
+        """Make room for `gpus` GPUs in all; fewer than now changes nothing. ValueError."""
+        cdef uint64_t **blocks
+        cdef Py_ssize_t *counts
+        if gpus > limits.GPUS_PER_COLLECTOR_MAX:
+            raise ValueError(f"{gpus} GPUs, at most {limits.GPUS_PER_COLLECTOR_MAX} are allowed")
+        if gpus <= self.slots:
+            return
+        blocks = <uint64_t **>PyMem_Realloc(self.blocks, gpus * sizeof(uint64_t *))
+        if blocks is NULL:
+            raise MemoryError()
+        self.blocks = blocks
+        counts = <Py_ssize_t *>PyMem_Realloc(self.counts, gpus * sizeof(Py_ssize_t))
+        if counts is NULL:
+            raise MemoryError()
+        self.counts = counts
+        while self.slots < gpus:
+            blocks[self.slots] = <uint64_t *>aligned_alloc(64, self.block_words * 8)
+            if blocks[self.slots] is NULL:
+                raise MemoryError(f"columns of {self.block_words * 8} bytes a GPU")
+            counts[self.slots] = 0
+            self.slots += 1
+
+    def drain(self, Ring ring not None, rows_max=ROWS_ALL):
+        """Move up to `rows_max` of the rows pending now out of `ring`; return how many.
+
+        Stops before a row whose GPU is full: seal, then drain again. ValueError: a ring of
+        other storages; a row of a slot beyond `gpus`, which stays in the ring (grow first).
+        """
+        cdef Py_ssize_t moved
+        cdef Py_ssize_t unknown = -1
+        cdef uint64_t rows
+        if ring.storages != self.storages:
+            raise ValueError(f"ring of {ring.storages!r}, columns of {self.storages!r}")
+        rows = min(max(rows_max, 0), ring.readable())
+        with nogil:
+            moved = self.move(ring, rows, &unknown)
+        if unknown >= 0:
+            raise ValueError(f"row of GPU slot {unknown}; there are {self.slots}, grow first")
+        return moved
+
+    cdef Py_ssize_t move(self, Ring ring, uint64_t rows, Py_ssize_t *unknown) noexcept nogil:
+        """Take `rows` rows out of `ring` unless one must wait; how many were taken."""
+        cdef Py_ssize_t moved = 0
+        cdef Py_ssize_t taken
+        cdef uint64_t wanted
+        cdef const char *first
+        while rows:
+            wanted = ring.run(min(rows, <uint64_t>RELEASE_ROWS), &first)
+            taken = self.scatter(first, wanted, ring.row_bytes, unknown)
+            ring.release(<uint64_t>taken)
+            moved += taken
+            rows -= <uint64_t>taken
+            if <uint64_t>taken < wanted:
+                break
+        return moved
+
+    cdef Py_ssize_t scatter(
+        self, const char *row, uint64_t rows, size_t row_bytes, Py_ssize_t *unknown
+    ) noexcept nogil:
+        """Spread `rows` rows over their blocks; how many, less than `rows` when one must wait."""
+        cdef const RowHeader *header
+        cdef const uint64_t *cells
+        cdef uint64_t *out
+        cdef uint64_t i, valid
+        cdef Py_ssize_t count
+        cdef int j
+        cdef int width = self.cells
+        cdef size_t stride = self.stride
+        for i in range(rows):
+            header = <const RowHeader *>row
+            if <Py_ssize_t>header.gpu >= self.slots:
+                unknown[0] = header.gpu
+                return <Py_ssize_t>i
+            count = self.counts[header.gpu]
+            if count == self.capacity_samples:
+                return <Py_ssize_t>i
+            out = self.blocks[header.gpu] + count
+            valid = header.valid & self.cells_mask
+            out[0] = <uint64_t>header.time_ns
+            out[stride] = <uint64_t>header.sequence
+            out[2 * stride] = header.lateness_us
+            out[3 * stride] = valid
+            out += FIXED_COLUMNS * stride
+            cells = <const uint64_t *>(header + 1)
+            if valid == self.cells_mask:
+                for j in range(width):
+                    out[0] = cells[j]
+                    out += stride
+            else:
+                for j in range(width):
+                    # All bits of an invalid cell are cleared, none of a valid one.
+                    out[0] = cells[j] & (<uint64_t>0 - ((valid >> j) & 1))
+                    out += stride
+            count += 1
+            self.counts[header.gpu] = count
+            self.held += 1
+            if count > self.most:
+                self.most = count
+            row += row_bytes
+        return <Py_ssize_t>rows
+
+    def seal(self):
+        """Hand out what is held, GPUs in slot order, and begin anew."""
+        cdef Py_ssize_t gpu
+        cdef list sealed = []
+        for gpu in range(self.slots):
+            if self.counts[gpu]:
+                sealed.append(self.seal_gpu(gpu))
+        # Only now, so that an error above loses nothing.
+        memset(self.counts, 0, <size_t>self.slots * sizeof(Py_ssize_t))
+        self.held = 0
+        self.most = 0
+        return sealed
+
+    cdef object seal_gpu(self, Py_ssize_t gpu):
+        """Copies of what the block of `gpu` holds."""
+        cdef Py_ssize_t n = self.counts[gpu]
+        cdef const uint64_t *block = self.blocks[gpu]
+        cdef size_t stride = self.stride
+        cdef uint32_t[::1] narrow
+        cdef uint8_t[:, ::1] bitmaps
+        cdef int64_t[:, ::1] wide = np.empty((2, n), np.int64)
+        cdef Py_ssize_t j
+        cdef list columns = []
+        memcpy(&wide[0, 0], block, <size_t>n * 8)
+        memcpy(&wide[1, 0], block + stride, <size_t>n * 8)
+        lateness_us = np.empty(n, np.uint32)
+        narrow = lateness_us
+        _narrow(&narrow[0], block + 2 * stride, n)
+        valid = np.empty((self.cells, (n + 7) // 8), np.uint8)
+        bitmaps = valid
+        _bitmaps(&bitmaps[0, 0], bitmaps.shape[1], block + 3 * stride, n, self.cells)
+        # One array for all columns of a GPU: an allocation a column is dear when n is small.
+        cells = np.empty((self.cells, n), np.uint64)
+        for j in range(self.cells):
+            columns.append(
+                _column(self.storages[j], cells[j], block + (FIXED_COLUMNS + j) * stride, n)
+            )
+        both = np.asarray(wide)
+        return Sealed(gpu, both[0], both[1], tuple(columns), valid, lateness_us)
+
+
+cdef object _column(str storage, words, const uint64_t *source, Py_ssize_t n):
+    """One column of n values, in the memory of `words`."""
+    cdef uint64_t[::1] target = words
+    if storage == "f":
+        _narrow(<uint32_t *>&target[0], source, n)
+        return words.view(_F32)[:n]
+    memcpy(&target[0], source, <size_t>n * 8)
+    return words.view(_DTYPES[storage])
+
+
+cdef void _narrow(uint32_t *target, const uint64_t *source, Py_ssize_t n) noexcept nogil:
+    """The low halves of n words: numbers of 32 bits, the bits of a f32."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        target[i] = <uint32_t>source[i]
+
+
+cdef void _bitmaps(
+    uint8_t *bitmaps, Py_ssize_t bitmap_bytes, const uint64_t *masks, Py_ssize_t n, int cells
+) noexcept nogil:
+    """Turn n masks of `cells` bits into `cells` bitmaps of n bits, LSB first."""
+    cdef uint64_t gathered[8]
+    cdef uint64_t everywhere
+    cdef Py_ssize_t block, i, rows
+    cdef uint8_t full, byte
+    cdef int j
+    for block in range(bitmap_bytes):
+        rows = min(n - block * 8, 8)
+        everywhere = ~<uint64_t>0
+        for i in range(8):
+            gathered[i] = masks[block * 8 + i] if i < rows else 0
+            if i < rows:
+                everywhere &= gathered[i]
+        full = <uint8_t>((1 << rows) - 1)
+        for j in range(cells):
+            if (everywhere >> j) & 1:
+                byte = full
+            else:
+                byte = 0
+                for i in range(8):
+                    byte |= <uint8_t>(((gathered[i] >> j) & 1) << i)
+            bitmaps[j * bitmap_bytes + block] = byte

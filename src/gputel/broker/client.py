@@ -1,0 +1,111 @@
+"""The asyncio client of the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import grpc.aio
+
+from gputel import limits
+from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.broker import transport
+from gputel.broker.consumer import Consumer, OnAssign, OnRevoke, StartAt
+from gputel.broker.publisher import Publisher
+from gputel.clock import SYSTEM_CLOCK, Clock
+
+_Response = TypeVar("_Response", mq.ListTopicsResponse, mq.ListGroupsResponse)
+
+
+async def connect(address: str, *, clock: Clock = SYSTEM_CLOCK) -> BrokerClient:
+    """A client of the broker at `address` (`host:port`).
+
+    Never raises for a broker that is away: publishers and consumers connect by themselves,
+    as often as it takes.
+    """
+    return BrokerClient(transport.open_channel(address), address, clock)
+
+
+class BrokerClient:
+    """Makes publishers and consumers over one connection; close them before the client."""
+
+    def __init__(self, channel: grpc.aio.Channel, address: str, clock: Clock) -> None:
+        self._channel = channel
+        self._clock = clock
+        self.address = address
+
+    async def publisher(
+        self, topic: str, producer: str, epoch: int, *, pending_bytes: int = 64 * limits.MIB
+    ) -> Publisher:
+        """A producer that keeps at most `pending_bytes` of unacknowledged messages."""
+        return Publisher(
+            self._channel, topic, producer, epoch, pending_bytes=pending_bytes, clock=self._clock
+        )
+
+    def consumer(
+        self,
+        topic: str,
+        *,
+        group: str = "",
+        ack_timeout_s: float = 30,
+        messages: int = 1000,
+        bytes: int = 32 * limits.MIB,
+        start_at: StartAt | None = None,
+        max_deliver: int = 0,
+        on_assign: OnAssign | None = None,
+        on_revoke: OnRevoke | None = None,
+    ) -> Consumer:
+        """A member of `group`, or without one an observer of all partitions.
+
+        `messages` and `bytes` bound what is delivered and not settled. `on_assign(partition)`
+        returns the next offset to deliver, or None for the group's own position; it is
+        awaited before the first delivery of a partition, again after a reconnect.
+        `on_revoke(partition)` tells that another member may have it now.
+        """
+        start = start_at or (StartAt.EARLIEST if group else StartAt.LATEST)
+        return Consumer(
+            self._channel,
+            mq.ConsumeOpen(
+                topic=topic,
+                group=group,
+                ack_timeout_ms=round(ack_timeout_s * 1000),
+                max_deliver=max_deliver,
+                start_at=start.value,
+            ),
+            messages=messages,
+            bytes_=bytes,
+            on_assign=on_assign,
+            on_revoke=on_revoke,
+            clock=self._clock,
+        )
+
+    async def topics(self) -> list[mq.Topic]:
+        """Topics with their partitions; BrokerUnavailable when nobody answers."""
+        response = await self._ask("ListTopics", mq.ListTopicsRequest(), mq.ListTopicsResponse)
+        return list(response.topics)
+
+    async def groups(self) -> list[mq.Group]:
+        """Consumer groups with position and lag; BrokerUnavailable when nobody answers."""
+        response = await self._ask("ListGroups", mq.ListGroupsRequest(), mq.ListGroupsResponse)
+        return list(response.groups)
+
+    async def _ask(
+        self,
+        method: str,
+        request: mq.ListTopicsRequest | mq.ListGroupsRequest,
+        response: type[_Response],
+    ) -> _Response:
+        call: Callable[..., Any] = self._channel.unary_unary(
+            f"/{transport.SERVICE}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=response.FromString,
+        )
+        try:
+            answer: _Response = await call(request, timeout=transport.UNARY_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise transport.unavailable(self.address, error) from None
+        return answer
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()

@@ -1,0 +1,332 @@
+"""The consuming side: a member of a group, or an observer.
+
+What was delivered and not settled (acknowledged, nak'ed or given up) never exceeds the
+credit, in messages and bytes. For an observer a delivery is settled when it is taken.
+After a reconnect a member starts afresh: what it held is delivered again. An observer goes
+on behind the last delivery it got.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import grpc.aio
+
+from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.broker import transport
+from gputel.clock import Clock
+from gputel.errors import GputelError
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S: Final = 5.0
+
+OnAssign = Callable[[int], Awaitable[int | None]]
+OnRevoke = Callable[[int], Awaitable[None]]
+
+
+class StartAt(Enum):
+    """Where a group without a position, or an observer, begins."""
+
+    EARLIEST = mq.START_AT_EARLIEST
+    LATEST = mq.START_AT_LATEST
+
+
+class Delivery(NamedTuple):
+    """One message, as the broker hands it out. `attempt` counts from 1."""
+
+    partition: int
+    offset: int
+    stored_at_ns: int
+    attempt: int
+    producer: str
+    epoch: int
+    sequence: int
+    payload: bytes
+
+
+class Consumer:
+    """Made by `BrokerClient.consumer`; use it as `async with consumer: async for delivery ...`."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        open_: mq.ConsumeOpen,
+        *,
+        messages: int,
+        bytes_: int,
+        on_assign: OnAssign | None,
+        on_revoke: OnRevoke | None,
+        clock: Clock,
+    ) -> None:
+        self._channel = channel
+        self._open = open_
+        self._observer = not open_.group
+        self._messages_max = messages
+        self._bytes_max = bytes_
+        self._on_assign = on_assign
+        self._on_revoke = on_revoke
+        self._clock = clock
+        self._queue: deque[Delivery] = deque()
+        self._arrived = asyncio.Event()
+        self._held: dict[tuple[int, int], int] = {}  # what was delivered: its bytes
+        self._resume_at: dict[int, int] = {}  # an observer's next offsets
+        self._assignment: dict[int, asyncio.Task[None]] = {}
+        self._outbox: deque[mq.ConsumeRequest] = deque()
+        self._acks: dict[int, list[int]] = {}
+        self._credit_messages = 0
+        self._credit_bytes = 0
+        self._wake_writer = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._task: asyncio.Task[None] | None = None
+        self.connected = False
+        self.reconnects = 0
+
+    @property
+    def assignment(self) -> frozenset[int]:
+        """The partitions this consumer holds now."""
+        return frozenset(self._assignment)
+
+    @property
+    def waiting_messages(self) -> int:
+        """Deliveries that can be taken without waiting."""
+        return len(self._queue)
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name=f"consumer-{self._open.group}")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Leave the group; what is not settled is delivered to another member."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._arrived.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        """The next delivery; raises what the broker refused or a callback raised."""
+        while not self._queue:
+            if self._failure is not None:
+                raise self._failure
+            if self._closed:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        delivery = self._queue.popleft()
+        if self._observer:
+            self._settle(delivery.partition, delivery.offset)
+        return delivery
+
+    async def ack(self, partition: int, offsets: Sequence[int]) -> None:
+        """These messages are done. Never waits for the broker."""
+        self._acks.setdefault(partition, []).extend(offsets)
+        for offset in offsets:
+            self._settle(partition, offset)
+        self._wake_writer.set()
+
+    async def nak(self, partition: int, offset: int, delay_s: float) -> None:
+        """Deliver this message again after `delay_s`."""
+        self._settle(partition, offset)
+        delay_ms = round(delay_s * 1000)
+        self._send(nak=mq.Nak(partition=partition, offset=offset, delay_ms=delay_ms))
+
+    async def in_progress(self, partition: int, offsets: Sequence[int]) -> None:
+        """Still busy with these: their acknowledgement timeout begins anew."""
+        self._send(
+            in_progress=mq.InProgress(offsets=[mq.Offsets(partition=partition, offsets=offsets)])
+        )
+
+    async def term(self, partition: int, offset: int, reason: str) -> None:
+        """Give this message up: it goes to the dead letters."""
+        self._settle(partition, offset)
+        self._send(term=mq.Term(partition=partition, offset=offset, reason=reason))
+
+    # -- credit ------------------------------------------------------------------------
+
+    def _settle(self, partition: int, offset: int) -> None:
+        size_bytes = self._held.pop((partition, offset), None)
+        if size_bytes is not None:
+            self._give_credit(1, size_bytes)
+
+    def _give_credit(self, messages: int, size_bytes: int) -> None:
+        self._credit_messages += messages
+        self._credit_bytes += size_bytes
+        # A quarter of the window at a time, or when nothing else could bring the rest.
+        if (
+            self._credit_messages * 4 >= self._messages_max
+            or self._credit_bytes * 4 >= self._bytes_max
+            or not self._queue
+        ):
+            self._wake_writer.set()
+
+    def _send(self, **request: object) -> None:
+        self._outbox.append(mq.ConsumeRequest(**request))  # type: ignore[arg-type]
+        self._wake_writer.set()
+
+    # -- connection --------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        backoff = transport.Backoff()
+        try:
+            while True:
+                try:
+                    await self._connection(backoff)
+                except grpc.aio.AioRpcError as error:
+                    failure = transport.fatal(error)
+                    if failure is not None:
+                        raise failure from None
+                    if self.connected:
+                        log.warning(
+                            "broker connection lost: %s", error.details() or error.code().name
+                        )
+                except TimeoutError:
+                    log.debug("the broker did not answer in %s s", transport.OPEN_TIMEOUT_S)
+                finally:
+                    self.connected = False
+                    await self._assign(frozenset(), 0)
+                self.reconnects += 1
+                await self._clock.sleep(backoff.next_s())
+        except GputelError as failure:
+            self._failure = failure
+            self._arrived.set()
+
+    async def _connection(self, backoff: transport.Backoff) -> None:
+        self._outbox.clear()
+        self._acks.clear()
+        if not self._observer:
+            self._queue.clear()
+            self._held.clear()
+        call = transport.consume_call(self._channel)
+        writer: asyncio.Task[None] | None = None
+        try:
+            async with asyncio.timeout(transport.OPEN_TIMEOUT_S):
+                await call.write(mq.ConsumeRequest(open=self._open))
+                first = await transport.next_response(call)
+            if first is None:
+                return
+            self.connected = True
+            backoff.reset()
+            self._credit_messages = self._messages_max - len(self._held)
+            self._credit_bytes = max(1, self._bytes_max - sum(self._held.values()))
+            self._wake_writer.set()
+            writer = asyncio.create_task(self._write(call), name="consumer-writer")
+            await self._read(call)
+        finally:
+            if writer is not None:
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
+            call.cancel()
+
+    async def _read(self, call: transport.ConsumeCall) -> None:
+        while True:
+            response = await transport.next_response(call)
+            if response is None:
+                return
+            kind = response.WhichOneof("response")
+            if kind == "batch":
+                self._receive(response.batch)
+            elif kind == "assignment":
+                assigned = frozenset(response.assignment.partitions)
+                await self._assign(assigned, response.assignment.generation)
+
+    def _receive(self, batch: mq.DeliveryBatch) -> None:
+        for d in batch.deliveries:
+            key = (d.partition, d.offset)
+            if d.partition not in self._assignment or key in self._held:
+                self._give_credit(1, len(d.payload))
+                if d.partition not in self._assignment:
+                    continue
+            self._held[key] = len(d.payload)
+            if self._observer:
+                self._resume_at[d.partition] = d.offset + 1
+            self._queue.append(
+                Delivery(
+                    d.partition,
+                    d.offset,
+                    d.stored_at_ns,
+                    d.attempt,
+                    d.producer,
+                    d.epoch,
+                    d.sequence,
+                    d.payload,
+                )
+            )
+        self._arrived.set()
+
+    async def _write(self, call: transport.ConsumeCall) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._wake_writer.wait()
+            except TimeoutError:
+                await call.write(mq.ConsumeRequest(credit=mq.Credit()))
+                continue
+            self._wake_writer.clear()
+            if self._acks:
+                acks, self._acks = self._acks, {}
+                offsets = [mq.Offsets(partition=p, offsets=o) for p, o in acks.items()]
+                await call.write(mq.ConsumeRequest(ack=mq.Ack(offsets=offsets)))
+            while self._outbox:
+                await call.write(self._outbox.popleft())
+            if self._credit_messages or self._credit_bytes:
+                credit = mq.Credit(messages=self._credit_messages, bytes=self._credit_bytes)
+                self._credit_messages = self._credit_bytes = 0
+                await call.write(mq.ConsumeRequest(credit=credit))
+
+    # -- assignment --------------------------------------------------------------------
+
+    async def _assign(self, assigned: frozenset[int], generation: int) -> None:
+        revoked = [p for p in self._assignment if p not in assigned]
+        for partition in revoked:
+            task = self._assignment.pop(partition)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if not self._observer:
+                self._forget(partition)
+            if self._on_revoke is not None:
+                await self._on_revoke(partition)
+        for partition in sorted(assigned - self._assignment.keys()):
+            # In a task of its own: a callback may wait long (for another member's lock).
+            self._assignment[partition] = asyncio.create_task(
+                self._take_over(partition, generation), name=f"assign-{partition}"
+            )
+
+    async def _take_over(self, partition: int, generation: int) -> None:
+        try:
+            next_offset = self._resume_at.get(partition)
+            if self._on_assign is not None:
+                next_offset = await self._on_assign(partition)
+        except GputelError as failure:
+            self._failure = failure
+            self._arrived.set()
+            return
+        self._send(
+            position=mq.Position(
+                partition=partition, next_offset=next_offset, generation=generation
+            )
+        )
+
+    def _forget(self, partition: int) -> None:
+        self._queue = deque(d for d in self._queue if d.partition != partition)
+        for key in [key for key in self._held if key[0] == partition]:
+            self._settle(*key)

@@ -1,0 +1,290 @@
+"""The committer: one thread that makes accepted messages durable, many at once.
+
+While one commit waits for the disk, messages gather for the next: a busy partition gets
+large commits, an idle one does not wait. One round takes up to 1 MiB of a partition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from gputel import limits
+from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.partition import Partition
+from gputel.broker.engine.producers import Mark, Producers
+from gputel.broker.engine.record import Record, encode_head
+from gputel.broker.engine.recovery import create
+from gputel.broker.engine.segment import Segment
+from gputel.broker.settings import BrokerSettings
+from gputel.clock import NS_PER_S, Clock
+
+log = logging.getLogger(__name__)
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+HOUSEKEEPING_S = 0.25
+JOIN_BYTES_MAX = 4 * limits.KIB  # a smaller payload is cheaper to copy than to point at
+
+
+class Writer:
+    """The writing end of one partition; lives on the committer's thread."""
+
+    def __init__(self, partition: Partition, producers: Producers, disk: Disk) -> None:
+        self.partition = partition
+        self._durable = producers  # only what is synced, unlike the partition's own table
+        self._disk = disk
+        self._fd = disk.open_append(self._active.path)
+        self._held: list[Record] = []
+        self._next_offset = self._unsynced_offset = partition.next_offset
+        self.unsynced = False
+        self.full = False
+        self.failed = False
+        # What was read from the files may be in the page cache only.
+        disk.sync(self._fd)
+
+    @property
+    def _active(self) -> Segment:
+        return self.partition.segments_held[-1]
+
+    def take(self) -> list[Record]:
+        """The next commit's records: what could not be written before, or what is pending."""
+        if not self._held:
+            size_bytes = 0
+            pending = self.partition.pending
+            while pending:
+                size_bytes += len(pending[0].payload)
+                if self._held and size_bytes > limits.COMMIT_BYTES_MAX:
+                    break
+                self._held.append(pending.popleft())
+        return self._held
+
+    def write(self, records: list[Record], segment_bytes: int, *, sync: bool) -> int:
+        """Append `records` and sync; returns their size in bytes. OSError.
+
+        When the disk is full nothing is left of them in the file, and they are held.
+        """
+        buffers: list[bytes] = []
+        sizes: list[int] = []
+        for record in records:
+            head = encode_head(record, record.offset - self._unsynced_offset)
+            if len(record.payload) <= JOIN_BYTES_MAX:
+                buffers.append(head + record.payload)
+            else:
+                buffers += (head, record.payload)
+            sizes.append(len(head) + len(record.payload))
+        added_bytes = sum(sizes)
+        active = self._active
+        if active.size_bytes and active.size_bytes + added_bytes > segment_bytes:
+            active = self._roll(records[0].offset)
+        try:
+            self._disk.append(self._fd, buffers)
+            if sync:
+                self._disk.sync(self._fd)
+        except OSError:
+            # After a failed write or sync nobody knows what of it the disk holds: cut it off.
+            with contextlib.suppress(OSError):
+                self._disk.truncate(active.path, active.size_bytes)
+            raise
+        self.full = False
+        self._held = []
+        self._next_offset = records[-1].offset + 1
+        self.unsynced = not sync
+        if sync:
+            self._unsynced_offset = self._next_offset
+        for record, size_bytes in zip(records, sizes, strict=True):
+            active.note(record, active.size_bytes, size_bytes)
+            active.size_bytes += size_bytes
+            self._durable.rebuild(
+                record.producer, Mark(record.epoch, record.sequence, record.offset)
+            )
+        return added_bytes
+
+    def sync(self) -> None:
+        """Sync what was written without."""
+        self._disk.sync(self._fd)
+        self._unsynced_offset = self._next_offset
+        self.unsynced = False
+
+    def _roll(self, base_offset: int) -> Segment:
+        if self.unsynced:
+            self.sync()
+        path = Segment.named(self.partition.directory, base_offset)
+        snapshot = Segment(path, base_offset, 0).snapshot_path
+        self._disk.replace(snapshot, self._durable.snapshot())
+        fresh = create(self.partition.directory, base_offset, self._disk)
+        fd = self._disk.open_append(fresh.path)
+        os.close(self._fd)
+        self._fd = fd
+        self.partition.segments_held += (fresh,)
+        return fresh
+
+    def retain(self, bytes_max: int, stored_after_ns: int) -> int:
+        """Delete the oldest segments that are too much or too old; returns how many."""
+        segments = self.partition.segments_held
+        kept = sum(segment.size_bytes for segment in segments)
+        gone = 0
+        while gone + 1 < len(segments) and (
+            kept > bytes_max or 0 < segments[gone + 1].first_time() <= stored_after_ns
+        ):
+            kept -= segments[gone].size_bytes
+            gone += 1
+        if gone:
+            self.partition.segments_held = segments[gone:]
+            for segment in segments[:gone]:
+                segment.path.unlink(missing_ok=True)
+                segment.snapshot_path.unlink(missing_ok=True)
+            self._disk.sync_dir(self.partition.directory)
+        return gone
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
+
+class Committer:
+    """The thread. Methods are called on the event loop's thread."""
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        data_dir: Path,
+        disk: Disk,
+        clock: Clock,
+        observe_commit_s: Callable[[float], None],
+    ) -> None:
+        self._settings = settings
+        self._data_dir = data_dir
+        self._disk = disk
+        self._clock = clock
+        self._observe_commit_s = observe_commit_s
+        self._queue: SimpleQueue[Partition | None] = SimpleQueue()
+        self._writers: dict[Partition, Writer] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._next_housekeeping_ns = 0
+        self._next_sync_ns = 0
+        self.commits = 0
+        self.sync_errors = 0
+        self.segments_retired = 0
+        self.free_bytes = disk.free_bytes(data_dir)
+
+    def start(self) -> None:
+        """Begin; call inside the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def add(self, writer: Writer) -> None:
+        """Take care of a partition from now on."""
+        self._writers[writer.partition] = writer
+
+    def accepted(self, partition: Partition) -> None:
+        """A partition has pending records."""
+        self._queue.put(partition)
+
+    def stop(self) -> None:
+        """Commit what is pending and end the thread. Blocks."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a partition waits for disk space, or the reserve is touched."""
+        return self.free_bytes < self._settings.disk_reserve_bytes or any(
+            writer.full for writer in tuple(self._writers.values())
+        )
+
+    def _run(self) -> None:
+        stopping = False
+        period_s = min(HOUSEKEEPING_S, self._settings.fsync_interval_ms / 1000)
+        while not stopping:
+            with contextlib.suppress(Empty):
+                partition = self._queue.get(timeout=period_s)
+                if partition is None:
+                    stopping = True
+                else:
+                    # Cleared first: what is accepted from now on is announced again.
+                    partition.queued = False
+                    self._commit(self._writers[partition])
+            self._housekeep()
+        for writer in self._writers.values():
+            while self._commit(writer):
+                pass
+            if writer.unsynced and not writer.failed:
+                self._try_sync(writer)
+
+    def _commit(self, writer: Writer) -> bool:
+        """One commit; returns whether it was done."""
+        partition = writer.partition
+        records = writer.take()
+        if not records or writer.failed:
+            return False
+        started_ns = time.monotonic_ns()
+        try:
+            sync = self._settings.fsync == "always"
+            size_bytes = writer.write(records, self._settings.segment_bytes, sync=sync)
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                if not writer.full:
+                    log.warning("%s: %s; producers wait", partition.directory, error.strerror)
+                writer.full = True
+            else:
+                self._fail(writer, error)
+            return False
+        self._observe_commit_s((time.monotonic_ns() - started_ns) / NS_PER_S)
+        self.commits += 1
+        self._tell(partition.committed, records, size_bytes)
+        if partition.pending and not partition.queued:
+            partition.queued = True
+            self._queue.put(partition)
+        return True
+
+    def _fail(self, writer: Writer, error: OSError) -> None:
+        partition = writer.partition
+        writer.failed = True
+        self.sync_errors += 1
+        reason = f"{error.strerror or error} while writing {partition.directory}"
+        self._tell(partition.failed, reason)
+
+    def _tell(self, call: Callable[..., None], *arguments: object) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _try_sync(self, writer: Writer) -> None:
+        try:
+            writer.sync()
+        except OSError as error:
+            self._fail(writer, error)
+
+    def _housekeep(self) -> None:
+        now_ns = time.monotonic_ns()
+        if self._settings.fsync == "interval" and now_ns >= self._next_sync_ns:
+            self._next_sync_ns = now_ns + self._settings.fsync_interval_ms * 1_000_000
+            for writer in tuple(self._writers.values()):
+                if writer.unsynced and not writer.failed:
+                    self._try_sync(writer)
+        if now_ns < self._next_housekeeping_ns:
+            return
+        self._next_housekeeping_ns = now_ns + round(HOUSEKEEPING_S * NS_PER_S)
+        stored_after_ns = self._clock.time_ns() - self._settings.retention_seconds * NS_PER_S
+        with contextlib.suppress(OSError):
+            self.free_bytes = self._disk.free_bytes(self._data_dir)
+        for writer in tuple(self._writers.values()):
+            try:
+                gone = writer.retain(self._settings.retention_bytes, stored_after_ns)
+                self.segments_retired += gone
+            except OSError as error:
+                log.warning("%s: retention failed: %s", writer.partition.directory, error)
+            if writer.full:
+                self._commit(writer)

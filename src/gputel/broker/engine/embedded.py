@@ -1,0 +1,268 @@
+"""The embedded engine: durable on one node, replicated nowhere.
+
+<data dir>/lock                                   held by the broker that runs
+<data dir>/topics/<topic>/topic.json              {"partitions": 4}
+<data dir>/topics/<topic>/<partition>/<offset>.log        segments (record.py)
+<data dir>/topics/<topic>/<partition>/<offset>.producers  snapshots (producers.py)
+<data dir>/groups/<topic>/<group>.json            {"positions": {"0": 17}}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from gputel import limits
+from gputel.broker.engine.commit import Committer, Writer
+from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.partition import Partition, Tail
+from gputel.broker.engine.recovery import Recovered, recover
+from gputel.broker.settings import BrokerSettings
+from gputel.clock import SYSTEM_CLOCK, Clock
+from gputel.errors import GputelError, InputError, ProducerFenced
+
+_T = TypeVar("_T")
+
+READER_THREADS = 4
+THROTTLE_MS = 250
+
+
+class _TopicFile(msgspec.Struct, forbid_unknown_fields=True):
+    partitions: int
+
+
+class _PositionsFile(msgspec.Struct, forbid_unknown_fields=True):
+    positions: dict[int, int]
+
+
+class TooManyTopics(GputelError):
+    """A broker that holds as many topics or producers as it may."""
+
+
+class Topic:
+    """A set of partitions. See `TopicLog`."""
+
+    def __init__(self, name: str, partitions: tuple[Partition, ...]) -> None:
+        self.name = name
+        self._partitions = partitions
+        # Epochs of producers that have opened a stream; it fences before it publishes.
+        self._opened: dict[str, int] = {}
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        return self._partitions
+
+    def open_producer(self, producer: str, epoch: int) -> int:
+        newest = self.newest_epoch(producer)
+        if epoch < newest:
+            raise ProducerFenced(producer, epoch, newest)
+        full = len(self._opened) >= limits.PRODUCERS_PER_PARTITION_MAX
+        if full and producer not in self._opened:
+            raise TooManyTopics(
+                f"topic {self.name!r} has {len(self._opened)} producers, the most it may have"
+            )
+        self._opened[producer] = epoch
+        durable = []
+        for partition in self._partitions:
+            mark = partition.mark(producer)
+            known = mark is not None and mark.epoch == epoch and partition.is_durable(mark.offset)
+            durable.append(mark.sequence if known and mark is not None else 0)
+        return min(durable)
+
+    def newest_epoch(self, producer: str) -> int:
+        opened = self._opened.get(producer)
+        if opened is not None:
+            return opened
+        marks = [partition.mark(producer) for partition in self._partitions]
+        return max((mark.epoch for mark in marks if mark is not None), default=0)
+
+
+class _Opened(NamedTuple):
+    name: str
+    partitions: list[tuple[Path, Recovered]]
+
+
+class EmbeddedEngine:
+    """Topics in a data directory. See `Engine`."""
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        data_dir: Path,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        disk: Disk | None = None,
+        observe_commit_s: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._data_dir = data_dir
+        self._clock = clock
+        self._disk = disk or Disk()
+        self._observe_commit_s = observe_commit_s
+        self._topics: dict[str, Topic] = {}
+        self._tail = Tail()
+        self._opening = asyncio.Lock()
+        self._lock_fd = -1
+        self._readers: ThreadPoolExecutor | None = None
+        self.committer: Committer | None = None
+
+    @property
+    def topics(self) -> Mapping[str, Topic]:
+        return self._topics
+
+    async def start(self) -> None:
+        """Lock the data directory and open all its topics. InputError when it can't be used."""
+        self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="log-reader")
+        try:
+            opened = await self._call(self._open_all)
+            self.committer = Committer(
+                self._settings, self._data_dir, self._disk, self._clock, self._observe_commit_s
+            )
+            self.committer.start()
+            for topic in opened:
+                await self._add(topic)
+        except OSError as error:
+            await self.stop()
+            raise InputError(
+                f"broker: can't use {self._data_dir}: {error.strerror or error}",
+                hint="check the directory's owner, mode and disk",
+            ) from None
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        if self.committer is not None:
+            await self._call(self.committer.stop)
+            # What the thread said last is delivered before the watchers go away.
+            await asyncio.sleep(0)
+            self.committer = None
+        if self._readers is not None:
+            self._readers.shutdown()
+            self._readers = None
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+        self._topics.clear()
+
+    async def open_topic(self, name: str) -> Topic:
+        async with self._opening:
+            topic = self._topics.get(name)
+            if topic is not None:
+                return topic
+            if len(self._topics) >= limits.TOPICS_MAX:
+                raise TooManyTopics(
+                    f"this broker holds {limits.TOPICS_MAX} topics, the most it may"
+                )
+            opened = await self._call(self._create_topic, name)
+            return await self._add(opened)
+
+    def throttle_ms(self) -> int:
+        return THROTTLE_MS if self.committer is not None and self.committer.is_full else 0
+
+    async def load_positions(self) -> Mapping[tuple[str, str], Mapping[int, int]]:
+        return await self._call(self._load_positions)
+
+    async def save_positions(self, topic: str, group: str, positions: Mapping[int, int]) -> None:
+        data = msgspec.json.encode(_PositionsFile(dict(positions)))
+        await self._call(self._save_positions, topic, group, data)
+
+    async def _call(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Run what blocks on a reader thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, function, *arguments)
+
+    def _lock(self) -> None:
+        self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+        fd = os.open(self._data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
+            os.close(fd)
+            raise InputError(
+                f"broker: {self._data_dir} is in use by another broker"
+                + (f" (process {owner})" if owner else ""),
+                hint="stop that broker, or choose another data directory",
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._lock_fd = fd
+
+    def _open_all(self) -> list[_Opened]:
+        self._lock()
+        topics_dir = self._data_dir / "topics"
+        topics_dir.mkdir(exist_ok=True)
+        (self._data_dir / "groups").mkdir(exist_ok=True)
+        self._disk.sync_dir(self._data_dir)
+        return [
+            self._open_topic(path.name)
+            for path in sorted(topics_dir.iterdir())
+            # Without its file a topic's creation was never finished, and nothing is in it.
+            if (path / "topic.json").exists()
+        ]
+
+    def _create_topic(self, name: str) -> _Opened:
+        directory = self._data_dir / "topics" / name
+        directory.mkdir(exist_ok=True)
+        self._disk.sync_dir(directory.parent)
+        data = msgspec.json.encode(_TopicFile(self._settings.partitions))
+        self._disk.replace(directory / "topic.json", data)
+        return self._open_topic(name)
+
+    def _open_topic(self, name: str) -> _Opened:
+        directory = self._data_dir / "topics" / name
+        facts = _read(directory / "topic.json", _TopicFile)
+        if not 1 <= facts.partitions <= limits.PARTITIONS_MAX:
+            raise InputError(f"broker: {directory}/topic.json: {facts.partitions} partitions")
+        paths = [directory / str(index) for index in range(facts.partitions)]
+        return _Opened(name, [(path, recover(path, self._disk)) for path in paths])
+
+    async def _add(self, opened: _Opened) -> Topic:
+        assert self.committer is not None
+        assert self._readers is not None
+        partitions = []
+        for index, (path, recovered) in enumerate(opened.partitions):
+            partition = Partition(
+                path,
+                index,
+                recovered,
+                clock=self._clock,
+                tail=self._tail,
+                readers=self._readers,
+                accepted=self.committer.accepted,
+            )
+            durable = recovered.producers.copy()
+            writer = await self._call(Writer, partition, durable, self._disk)
+            self.committer.add(writer)
+            partitions.append(partition)
+        topic = Topic(opened.name, tuple(partitions))
+        self._topics[opened.name] = topic
+        return topic
+
+    def _load_positions(self) -> dict[tuple[str, str], dict[int, int]]:
+        loaded: dict[tuple[str, str], dict[int, int]] = {}
+        for path in sorted((self._data_dir / "groups").glob("*/*.json")):
+            loaded[path.parent.name, path.stem] = _read(path, _PositionsFile).positions
+        return loaded
+
+    def _save_positions(self, topic: str, group: str, data: bytes) -> None:
+        directory = self._data_dir / "groups" / topic
+        if not directory.exists():
+            directory.mkdir()
+            self._disk.sync_dir(directory.parent)
+        self._disk.replace(directory / f"{group}.json", data)
+
+
+def _read(path: Path, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except msgspec.DecodeError as error:
+        raise InputError(f"broker: {path} can't be read: {error}") from None

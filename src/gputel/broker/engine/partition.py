@@ -1,0 +1,231 @@
+"""One partition of the embedded engine: what the event loop sees of it.
+
+The loop's thread accepts messages, the committer's thread writes them (`commit.py`), and
+reader threads read what is committed. What they share is a deque of pending records, whose
+ends belong to one thread each, and integers that only one thread writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+
+from gputel import limits
+from gputel.broker.engine import Chunk, PartitionFailed
+from gputel.broker.engine.producers import Mark
+from gputel.broker.engine.record import HEADER_BYTES, Record
+from gputel.broker.engine.recovery import Recovered
+from gputel.broker.engine.segment import Gap, Segment
+from gputel.clock import Clock
+from gputel.errors import ProducerFenced
+
+log = logging.getLogger(__name__)
+
+
+class Tail:
+    """The newest committed records of all partitions, bounded in bytes together."""
+
+    def __init__(self, bytes_max: int = limits.TAIL_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._order: deque[tuple[dict[int, Record], int, int]] = deque()
+        self._size_bytes = 0
+
+    def add(self, records: dict[int, Record], record: Record) -> None:
+        """Keep `record` in its partition's `records`; the oldest of any partition go."""
+        size_bytes = HEADER_BYTES + len(record.key) + len(record.payload)
+        records[record.offset] = record
+        self._order.append((records, record.offset, size_bytes))
+        self._size_bytes += size_bytes
+        while self._size_bytes > self._bytes_max:
+            oldest, offset, freed_bytes = self._order.popleft()
+            oldest.pop(offset, None)
+            self._size_bytes -= freed_bytes
+
+
+class Partition:
+    """A log of messages. Use from the event loop's thread, except where said."""
+
+    def __init__(
+        self,
+        directory: Path,
+        index: int,
+        recovered: Recovered,
+        *,
+        clock: Clock,
+        tail: Tail,
+        readers: Executor,
+        accepted: Callable[[Partition], None],
+    ) -> None:
+        self.directory = directory
+        self.index = index
+        self.name = f"{directory.parent.name}/{index}"
+        self.pending: deque[Record] = deque()  # appended here, taken by the committer
+        self.queued = False  # the committer has been told of `pending`
+        # Replaced, never changed in place, by the committer: any thread may read it.
+        self.segments_held: tuple[Segment, ...] = tuple(recovered.segments)
+        self.failure = ""
+        self.damage = ""
+        self.damaged_bytes = 0
+        self.pending_bytes = 0
+        self.duplicates = 0
+        self.messages_in = 0
+        self.bytes_in = 0
+        self._producers = recovered.producers
+        self._next_offset = recovered.next_offset
+        self._accepted_offset = recovered.next_offset
+        self._clock = clock
+        self._tail = tail
+        self._recent: dict[int, Record] = {}
+        self._readers = readers
+        self._accepted = accepted
+        self._watchers: set[Callable[[], None]] = set()
+        self._gaps_seen: set[tuple[int, Gap]] = set()
+        self._note_gaps(recovered.segments[-1].base_offset, recovered.gaps)
+
+    @property
+    def first_offset(self) -> int:
+        return self.segments_held[0].base_offset
+
+    @property
+    def next_offset(self) -> int:
+        return self._next_offset
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(segment.size_bytes for segment in self.segments_held)
+
+    @property
+    def segments(self) -> int:
+        return len(self.segments_held)
+
+    def append(
+        self,
+        producer: str,
+        epoch: int,
+        sequence: int,
+        key: bytes,
+        payload: bytes,
+        *,
+        repeatable: bool = True,
+    ) -> int:
+        """See `PartitionLog.append`; a ticket is an offset."""
+        if self.failure:
+            raise PartitionFailed(f"partition {self.name}: {self.failure}")
+        mark = self._producers.get(producer)
+        if mark is not None and repeatable:
+            if epoch < mark.epoch:
+                raise ProducerFenced(producer, epoch, mark.epoch)
+            if epoch == mark.epoch and sequence <= mark.sequence:
+                self.duplicates += 1
+                return mark.offset
+        offset = self._accepted_offset
+        self._producers.advance(producer, Mark(epoch, sequence, offset))
+        self._accepted_offset = offset + 1
+        self.pending_bytes += len(payload)
+        self.pending.append(
+            Record(offset, self._clock.time_ns(), producer, epoch, sequence, key, payload)
+        )
+        if not self.queued:
+            self.queued = True
+            self._accepted(self)
+        return offset
+
+    def is_durable(self, ticket: int) -> bool:
+        return ticket < self._next_offset
+
+    def mark(self, producer: str) -> Mark | None:
+        """The last message accepted from `producer`, durable or not."""
+        return self._producers.get(producer)
+
+    def committed(self, records: list[Record], size_bytes: int) -> None:
+        """The committer's word that `records` are durable."""
+        self._next_offset = records[-1].offset + 1
+        for record in records:
+            self._tail.add(self._recent, record)
+            self.pending_bytes -= len(record.payload)
+        self.messages_in += len(records)
+        self.bytes_in += size_bytes
+        self._notify()
+
+    def failed(self, reason: str) -> None:
+        """The committer's word that nothing more can be stored."""
+        log.error("partition %s takes no more messages: %s", self.name, reason)
+        self.failure = reason
+        self.pending.clear()
+        self.pending_bytes = 0
+        self._notify()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        self._watchers.add(changed)
+
+    def unwatch(self, changed: Callable[[], None]) -> None:
+        self._watchers.discard(changed)
+
+    def _notify(self) -> None:
+        for changed in tuple(self._watchers):
+            changed()
+
+    async def read(self, offset: int, messages_max: int, bytes_max: int) -> Chunk:
+        """See `PartitionLog.read`. Recent messages cost no thread and no disk."""
+        offset = max(offset, self.first_offset)
+        if offset >= self._next_offset:
+            return Chunk((), offset)
+        if offset in self._recent:
+            return self._read_recent(offset, messages_max, bytes_max)
+        end_offset = self._next_offset
+        loop = asyncio.get_running_loop()
+        while True:
+            segment, end = self._segment_of(offset, end_offset)
+            try:
+                part = await loop.run_in_executor(
+                    self._readers, segment.read, offset, end, messages_max, bytes_max
+                )
+            except FileNotFoundError:  # retention was faster
+                offset = max(offset + 1, self.first_offset, segment.base_offset)
+                if offset >= end_offset:
+                    return Chunk((), offset)
+                continue
+            self._note_gaps(segment.base_offset, part.gaps)
+            if part.records or part.next_offset >= end_offset:
+                return Chunk(part.records, part.next_offset)
+            offset = part.next_offset
+
+    def _read_recent(self, offset: int, messages_max: int, bytes_max: int) -> Chunk:
+        records: list[Record] = []
+        taken_bytes = 0
+        while len(records) < messages_max:
+            record = self._recent.get(offset)
+            if record is None:
+                break
+            taken_bytes += len(record.payload)
+            if records and taken_bytes > bytes_max:
+                break
+            records.append(record)
+            offset += 1
+        return Chunk(records, offset)
+
+    def _segment_of(self, offset: int, end_offset: int) -> tuple[Segment, int]:
+        """The segment that holds `offset`, and where what may be read of it ends."""
+        segments = self.segments_held
+        for number in range(len(segments) - 1, -1, -1):
+            if segments[number].base_offset <= offset:
+                following = segments[number + 1 : number + 2]
+                end = min(end_offset, following[0].base_offset) if following else end_offset
+                return segments[number], end
+        return segments[0], min(end_offset, segments[0].base_offset + 1)
+
+    def _note_gaps(self, base_offset: int, gaps: list[Gap]) -> None:
+        for gap in gaps:
+            if (base_offset, gap) in self._gaps_seen:
+                continue
+            self._gaps_seen.add((base_offset, gap))
+            self.damaged_bytes += gap.end - gap.position
+            self.damage = (
+                f"{self.damaged_bytes} bytes in {len(self._gaps_seen)} places can't be read, the "
+                f"latest in segment {base_offset} at byte {gap.position}; readers go on behind them"
+            )
+            log.error("partition %s is damaged: %s", self.name, self.damage)

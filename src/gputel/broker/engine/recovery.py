@@ -1,0 +1,142 @@
+"""Opening a partition's files after whatever ended the last process.
+
+Only the last segment can have a torn tail, because a segment is synced before the next
+one begins. What is torn is cut off; what is damaged stays where it is and is reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.producers import Mark, Producers
+from gputel.broker.engine.record import Located
+from gputel.broker.engine.segment import SNAPSHOT_SUFFIX, SUFFIX, Gap, Segment, walk
+from gputel.errors import LogCorrupt
+
+log = logging.getLogger(__name__)
+
+
+class Recovered(NamedTuple):
+    """A partition as it was found. `gaps` are those of the last segment."""
+
+    segments: list[Segment]
+    next_offset: int
+    producers: Producers
+    gaps: list[Gap]
+    torn_bytes: int
+
+
+def recover(directory: Path, disk: Disk) -> Recovered:
+    """Open the partition in `directory`, which is made when missing. Blocks; OSError."""
+    if not directory.exists():
+        directory.mkdir(parents=True)
+        disk.sync_dir(directory.parent)
+    segments = [
+        Segment(path, int(path.stem), path.stat().st_size)
+        for path in sorted(directory.glob(f"*{SUFFIX}"))
+    ]
+    if not segments:
+        segments = [create(directory, 0, disk)]
+    for orphan in directory.glob(f"*{SNAPSHOT_SUFFIX}"):
+        if not orphan.with_suffix(SUFFIX).exists():
+            orphan.unlink()
+    producers, first = _known_producers(segments)
+    for segment in segments[first:-1]:
+        _scan_sealed(segment, producers)
+    scan = _scan_last(segments[-1], producers)
+    torn_bytes = segments[-1].size_bytes - scan.size_bytes
+    if torn_bytes:
+        log.warning(
+            "%s: cut a torn tail of %d bytes; none of it was acknowledged",
+            segments[-1].path,
+            torn_bytes,
+        )
+        disk.truncate(segments[-1].path, scan.size_bytes)
+        segments[-1].size_bytes = scan.size_bytes
+    return Recovered(segments, scan.next_offset, producers, scan.gaps, torn_bytes)
+
+
+def create(directory: Path, base_offset: int, disk: Disk) -> Segment:
+    """An empty segment, its name durable."""
+    path = Segment.named(directory, base_offset)
+    os.close(disk.open_append(path))
+    disk.sync_dir(directory)
+    return Segment(path, base_offset, 0)
+
+
+def _known_producers(segments: list[Segment]) -> tuple[Producers, int]:
+    """The newest sound snapshot, and the segment from which on the log must be read."""
+    for first in range(len(segments) - 1, -1, -1):
+        path = segments[first].snapshot_path
+        try:
+            return Producers.restore(path.read_bytes(), segments[first].base_offset), first
+        except FileNotFoundError:
+            if segments[first].base_offset > 0:
+                log.warning("%s is missing; reading an older segment instead", path)
+        except LogCorrupt as error:
+            log.error("%s: %s; reading an older segment instead", path, error)
+    return Producers(), 0
+
+
+def _scan_sealed(segment: Segment, producers: Producers) -> None:
+    fd = segment.open()
+    try:
+        for found in walk(fd, segment.size_bytes, offset_min=segment.base_offset):
+            if isinstance(found, Located):
+                _remember(producers, found)
+    finally:
+        os.close(fd)
+
+
+class _Scan(NamedTuple):
+    size_bytes: int
+    next_offset: int
+    gaps: list[Gap]
+
+
+def _scan_last(segment: Segment, producers: Producers) -> _Scan:
+    """Take in the last segment up to its torn tail, if it has one.
+
+    Records behind a gap count only once one of them proves that the gap was synced: that
+    one's commit began behind the gap (see `in_commit` in the record's layout).
+    """
+    size_bytes, next_offset = 0, segment.base_offset
+    gaps: list[Gap] = []
+    unproven: list[Gap | Located] = []
+    fd = segment.open()
+    try:
+        for found in walk(fd, segment.size_bytes, offset_min=segment.base_offset):
+            if isinstance(found, Gap) or unproven:
+                # A payload is not needed and may be large.
+                unproven.append(_bare(found))
+                if isinstance(found, Gap) or found.record.offset - found.in_commit <= next_offset:
+                    continue
+                confirmed, unproven = unproven, []
+            else:
+                confirmed = [found]
+            for item in confirmed:
+                if isinstance(item, Gap):
+                    gaps.append(item)
+                    continue
+                _remember(producers, item)
+                segment.note(item.record, item.position, item.size_bytes)
+                size_bytes = item.position + item.size_bytes
+                next_offset = item.record.offset + 1
+    finally:
+        os.close(fd)
+    return _Scan(size_bytes, next_offset, gaps)
+
+
+def _bare(found: Gap | Located) -> Gap | Located:
+    if isinstance(found, Gap):
+        return found
+    return found._replace(record=found.record._replace(payload=b""))
+
+
+def _remember(producers: Producers, found: Located) -> None:
+    record = found.record
+    producers.rebuild(record.producer, Mark(record.epoch, record.sequence, record.offset))

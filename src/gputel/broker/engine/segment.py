@@ -1,0 +1,212 @@
+"""One append-only file of records, named by the offset of its first.
+
+Reading opens the file anew each time, so that retention may delete it under a reader and
+descriptors stay few. The sparse index is never stored: the active segment's grows with
+its appends, a sealed one's is rebuilt from the records when it is first read.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from gputel import limits
+from gputel.broker.engine import record as layout
+from gputel.broker.engine.record import Located, Record
+
+INDEX_INTERVAL_BYTES = 64 * limits.KIB
+_WINDOW_BYTES = 4 * limits.MIB
+SUFFIX = ".log"
+SNAPSHOT_SUFFIX = ".producers"
+
+assert _WINDOW_BYTES >= 2 * layout.RECORD_BYTES_MAX
+
+
+class Gap(NamedTuple):
+    """Bytes [position, end) of a segment that are no sound records."""
+
+    position: int
+    end: int
+
+
+class Part(NamedTuple):
+    """What a read of one segment found. `gaps` lie among the records."""
+
+    records: list[Record]
+    next_offset: int
+    gaps: list[Gap]
+
+
+class _Window:
+    """A sliding view of a file's first `size_bytes` bytes."""
+
+    def __init__(self, fd: int, size_bytes: int, window_bytes: int) -> None:
+        self._fd = fd
+        self._size_bytes = size_bytes
+        self._window_bytes = max(window_bytes, layout.RECORD_BYTES_MAX)
+        self._start = 0
+        self._buffer = b""
+
+    def at(self, position: int, needed_bytes: int) -> tuple[bytes, int]:
+        """(buffer, index of `position` in it), with `needed_bytes` unless the file ends."""
+        end = min(position + needed_bytes, self._size_bytes)
+        if position < self._start or end > self._start + len(self._buffer):
+            count = min(max(self._window_bytes, needed_bytes), self._size_bytes - position)
+            self._buffer = os.pread(self._fd, count, position)
+            self._start = position
+        return self._buffer, position - self._start
+
+
+def walk(
+    fd: int,
+    size_bytes: int,
+    *,
+    position: int = 0,
+    offset_min: int = 0,
+    window_bytes: int = _WINDOW_BYTES,
+) -> Iterator[Located | Gap]:
+    """All records of a file from `position` on, in order, and the gaps between them.
+
+    Record offsets grow strictly from `offset_min`; what does not is part of a gap.
+    """
+    window = _Window(fd, size_bytes, window_bytes)
+    while position < size_bytes:
+        buffer, at = window.at(position, layout.HEADER_BYTES)
+        length = layout.length_at(buffer, at)
+        located = None
+        if length is not None and position + length <= size_bytes:
+            buffer, at = window.at(position, length)
+            located = layout.decode(buffer, at)
+        if located is None or located.record.offset < offset_min:
+            found = _resume(window, position + 1, size_bytes, offset_min)
+            yield Gap(position, size_bytes if found is None else found.position)
+            if found is None:
+                return
+            located = found
+        else:
+            located = located._replace(position=position)
+        yield located
+        position = located.position + located.size_bytes
+        offset_min = located.record.offset + 1
+
+
+def _resume(window: _Window, position: int, size_bytes: int, offset_min: int) -> Located | None:
+    while position < size_bytes:
+        buffer, at = window.at(position, _WINDOW_BYTES)
+        found = layout.find(buffer, at, offset_min)
+        if found is not None:
+            return found._replace(position=position - at + found.position)
+        if position - at + len(buffer) >= size_bytes:
+            return None
+        # A record that begins near the end of this window lies wholly in the next.
+        position += len(buffer) - at - layout.RECORD_BYTES_MAX
+    return None
+
+
+class Segment:
+    """A segment file. Written by the committer only, read by any thread."""
+
+    def __init__(self, path: Path, base_offset: int, size_bytes: int) -> None:
+        self.path = path
+        self.base_offset = base_offset
+        self.size_bytes = size_bytes
+        self.first_stored_at_ns = 0  # 0: not known yet
+        self._offsets: list[int] = []
+        self._positions: list[int] = []
+        self._indexed_bytes = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def named(cls, directory: Path, base_offset: int) -> Path:
+        """The path of the segment that begins with `base_offset`."""
+        return directory / f"{base_offset:020d}{SUFFIX}"
+
+    @property
+    def snapshot_path(self) -> Path:
+        """Where the producers known before this segment are kept."""
+        return self.path.with_suffix(SNAPSHOT_SUFFIX)
+
+    def note(self, record: Record, position: int, size_bytes: int) -> None:
+        """Take a record into the index that lies right behind what is indexed."""
+        if not self._offsets or position - self._positions[-1] >= INDEX_INTERVAL_BYTES:
+            if not self._offsets:
+                self.first_stored_at_ns = record.stored_at_ns
+            # Readers look into `_offsets` first: a position must be there before.
+            self._positions.append(position)
+            self._offsets.append(record.offset)
+        self._indexed_bytes = position + size_bytes
+
+    def open(self) -> int:
+        """A descriptor for reading; FileNotFoundError after retention."""
+        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def first_time(self) -> int:
+        """When the first record was stored, ns since the epoch; 0 when that can't be read."""
+        if not self.first_stored_at_ns and self.size_bytes:
+            fd = self.open()
+            try:
+                found = next(walk(fd, self.size_bytes, offset_min=self.base_offset), None)
+            finally:
+                os.close(fd)
+            if isinstance(found, Located):
+                self.first_stored_at_ns = found.record.stored_at_ns
+        return self.first_stored_at_ns
+
+    def read(self, offset: int, end_offset: int, messages_max: int, bytes_max: int) -> Part:
+        """Records of [offset, end_offset); at least one where there is one.
+
+        Blocks. Raises FileNotFoundError when the segment is gone, OSError on disk errors.
+        """
+        fd = self.open()
+        try:
+            with self._lock:
+                self._index(fd)
+            entry = max(bisect_right(self._offsets, offset) - 1, 0)
+            position = self._positions[entry] if self._positions else 0
+            return self._collect(fd, position, offset, end_offset, messages_max, bytes_max)
+        finally:
+            os.close(fd)
+
+    def _collect(
+        self,
+        fd: int,
+        position: int,
+        offset: int,
+        end_offset: int,
+        messages_max: int,
+        bytes_max: int,
+    ) -> Part:
+        part = Part([], offset, [])
+        next_offset, taken_bytes = offset, 0
+        window_bytes = bytes_max + INDEX_INTERVAL_BYTES
+        for found in walk(
+            fd, self.size_bytes, position=position, offset_min=0, window_bytes=window_bytes
+        ):
+            if isinstance(found, Gap):
+                part.gaps.append(found)
+                continue
+            record = found.record
+            if record.offset < offset:
+                part.gaps.clear()  # they lie before what was asked for
+                continue
+            if record.offset >= end_offset:
+                return part._replace(next_offset=next_offset)
+            taken_bytes += len(record.payload)
+            if part.records and (taken_bytes > bytes_max or len(part.records) >= messages_max):
+                return part._replace(next_offset=next_offset)
+            part.records.append(record)
+            next_offset = record.offset + 1
+        return part._replace(next_offset=end_offset)
+
+    def _index(self, fd: int) -> None:
+        """Index what a restart left behind; the active segment is indexed as it grows."""
+        if self._indexed_bytes >= self.size_bytes:
+            return
+        for found in walk(fd, self.size_bytes, position=self._indexed_bytes):
+            if isinstance(found, Located):
+                self.note(found.record, found.position, found.size_bytes)
+        self._indexed_bytes = self.size_bytes

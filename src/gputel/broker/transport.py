@@ -1,0 +1,127 @@
+"""gRPC between client and broker: method paths, channel options, and what a status means."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, cast
+
+import grpc
+import grpc.aio
+
+from gputel import limits
+from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.errors import BrokerUnavailable, GputelError, InputError, ProducerFenced
+
+SERVICE: Final = "gputel.mq.v1.Broker"
+OPEN_TIMEOUT_S: Final = 5.0
+UNARY_TIMEOUT_S: Final = 5.0
+BACKOFF_FIRST_S: Final = 0.05
+BACKOFF_LAST_S: Final = 1.0
+
+# A peer that vanished without a word is noticed after 5 + 3 s; a broker that comes back is
+# found within a second.
+CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    ("grpc.max_send_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+_FATAL: Final = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+    }
+)
+
+_Response = TypeVar("_Response", mq.PublishResponse, mq.ConsumeResponse)
+
+PublishCall = grpc.aio.StreamStreamCall[mq.PublishRequest, mq.PublishResponse]
+ConsumeCall = grpc.aio.StreamStreamCall[mq.ConsumeRequest, mq.ConsumeResponse]
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel that connects when it is first used."""
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+def publish_call(channel: grpc.aio.Channel) -> PublishCall:
+    """A new Publish stream."""
+    method: Callable[[], Any] = channel.stream_stream(
+        f"/{SERVICE}/Publish",
+        request_serializer=mq.PublishRequest.SerializeToString,
+        response_deserializer=mq.PublishResponse.FromString,
+    )
+    call: PublishCall = method()
+    return call
+
+
+def consume_call(channel: grpc.aio.Channel) -> ConsumeCall:
+    """A new Consume stream."""
+    method: Callable[[], Any] = channel.stream_stream(
+        f"/{SERVICE}/Consume",
+        request_serializer=mq.ConsumeRequest.SerializeToString,
+        response_deserializer=mq.ConsumeResponse.FromString,
+    )
+    call: ConsumeCall = method()
+    return call
+
+
+async def next_response(call: grpc.aio.StreamStreamCall[Any, _Response]) -> _Response | None:
+    """The next message of a stream, None at its end; AioRpcError when it ended badly."""
+    message = await call.read()
+    if message is not grpc.aio.EOF:
+        return cast("_Response", message)
+    code = await call.code()
+    if code is not grpc.StatusCode.OK:
+        raise grpc.aio.AioRpcError(
+            code,
+            await call.initial_metadata(),
+            await call.trailing_metadata(),
+            details=await call.details(),
+        )
+    return None
+
+
+def fatal(error: grpc.aio.AioRpcError, producer: str = "", epoch: int = 0) -> GputelError | None:
+    """Our error for a status that trying again can't mend; None for one that may pass."""
+    details = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.FAILED_PRECONDITION and producer:
+        metadata = dict(error.trailing_metadata() or ())
+        newer = str(metadata.get("newer-epoch", "0"))
+        return ProducerFenced(producer, epoch, int(newer) if newer.isdigit() else 0)
+    if error.code() in _FATAL:
+        return InputError(f"the broker refuses: {details}")
+    return None
+
+
+def unavailable(address: str, error: grpc.aio.AioRpcError) -> BrokerUnavailable:
+    """Our error for a broker that does not answer."""
+    return BrokerUnavailable(
+        f"broker {address}: {error.details() or error.code().name}", hint="is it running?"
+    )
+
+
+class Backoff:
+    """Jittered delays that double up to a second, and begin anew after a success."""
+
+    def __init__(self) -> None:
+        self._delay_s = BACKOFF_FIRST_S
+
+    def reset(self) -> None:
+        self._delay_s = BACKOFF_FIRST_S
+
+    def next_s(self) -> float:
+        """The next delay, seconds."""
+        delay_s = self._delay_s * random.uniform(0.5, 1.0)
+        self._delay_s = min(self._delay_s * 2, BACKOFF_LAST_S)
+        return delay_s

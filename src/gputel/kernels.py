@@ -1,0 +1,59 @@
+"""The only door to the kernels.
+
+    ring, columns    native (gputel._native), or the readable twins (gputel._reference)
+                     where GPUTEL_KERNELS=reference asks for them
+    codec, pgcopy    readable Python
+
+A native module that is missing is an ImportError, never a silent slow path. The variable is
+read here and not in `gputel.config`, because it decides what this module consists of.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from gputel._reference.codec import (
+    ChunkHeader,
+    DecodedChunk,
+    decode_chunk,
+    encode_chunk,
+    read_chunk_header,
+)
+from gputel._reference.pgcopy import CopyField, copy_binary
+from gputel.rows import Sealed, WhenFull, row_dtype
+
+NATIVE = os.environ.get("GPUTEL_KERNELS") != "reference"
+
+if TYPE_CHECKING:
+    from gputel._native.columns import Columns
+    from gputel._native.ring import Ring
+elif NATIVE:
+    try:
+        from gputel._native.columns import Columns
+        from gputel._native.ring import Ring
+    except ImportError as error:
+        raise ImportError(
+            f"gputel's native kernels can't be loaded ({error}); build them with "
+            "`python setup.py build_ext --inplace` (or `make build`), or set "
+            "GPUTEL_KERNELS=reference to run on the slow readable ones"
+        ) from error
+else:
+    from gputel._reference.columns import Columns
+    from gputel._reference.ring import Ring
+
+__all__ = [
+    "NATIVE",
+    "ChunkHeader",
+    "Columns",
+    "CopyField",
+    "DecodedChunk",
+    "Ring",
+    "Sealed",
+    "WhenFull",
+    "copy_binary",
+    "decode_chunk",
+    "encode_chunk",
+    "read_chunk_header",
+    "row_dtype",
+]

@@ -1,0 +1,191 @@
+"""A frame: what one publish carries, the chunks of one node. docs/reference/frame.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from gputel import limits
+from gputel._proto.gputel.telemetry.v1 import frame_pb2
+from gputel.errors import FrameCorrupt, FrameTooLarge
+from gputel.inventory import Event, EventKind, Gpu
+
+I64_MAX = 2**63 - 1
+NAME_BYTES_MAX = 512  # node, uuid, model, ...
+MESSAGE_BYTES_MAX = 4 * limits.KIB
+EVENTS_MAX = 4096
+CHUNKS_PER_GPU_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GpuChunks:
+    """The chunks of one GPU."""
+
+    uuid: str
+    chunks: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The samples and events of one node since its last frame.
+
+    (producer, epoch, sequence) is its identity: `epoch` and `sequence` start at 1 at the
+    lowest. Every GPU of `inventory` is of `node`.
+    """
+
+    producer: str
+    epoch: int
+    sequence: int
+    node: str
+    sealed_at_ns: int
+    gpus: tuple[GpuChunks, ...]
+    inventory: tuple[Gpu, ...] = ()
+    events: tuple[Event, ...] = ()
+    traceparent: str = ""
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """`frame` as protobuf. FrameTooLarge: more than FRAME_BYTES_MAX."""
+    message = frame_pb2.Frame(
+        producer=frame.producer,
+        epoch=frame.epoch,
+        sequence=frame.sequence,
+        node=frame.node,
+        sealed_at_ns=frame.sealed_at_ns,
+        gpus=[frame_pb2.GpuChunks(uuid=gpu.uuid, chunks=gpu.chunks) for gpu in frame.gpus],
+        inventory=[_encode_gpu(frame.node, gpu) for gpu in frame.inventory],
+        events=[_encode_event(event) for event in frame.events],
+        traceparent=frame.traceparent,
+    )
+    data = message.SerializeToString()
+    if len(data) > limits.FRAME_BYTES_MAX:
+        raise FrameTooLarge(len(data), limits.FRAME_BYTES_MAX)
+    return data
+
+
+def _encode_gpu(node: str, gpu: Gpu) -> frame_pb2.GpuInfo:
+    assert gpu.node == node, "a frame is of one node"
+    return frame_pb2.GpuInfo(
+        uuid=gpu.uuid,
+        index=gpu.index,
+        device=gpu.device,
+        pci_bus_id=gpu.pci_bus_id,
+        model=gpu.model,
+        serial=gpu.serial,
+        brand=gpu.brand,
+        vbios_version=gpu.vbios_version,
+        driver_version=gpu.driver_version,
+        nvml_version=gpu.nvml_version,
+        memory_total_bytes=gpu.memory_total_bytes,
+    )
+
+
+def _encode_event(event: Event) -> frame_pb2.GpuEvent:
+    return frame_pb2.GpuEvent(
+        time_ns=event.time_ns,
+        kind=event.kind.value,
+        gpu_uuid=event.gpu_uuid,
+        code=event.code,
+        message=event.message,
+    )
+
+
+def decode_frame(data: bytes) -> Frame:
+    """The frame in `data`; its chunks stay opaque. FrameCorrupt: no frame, or absurd values."""
+    if len(data) > limits.FRAME_BYTES_MAX:
+        raise FrameCorrupt(f"{len(data)} bytes, at most {limits.FRAME_BYTES_MAX} are allowed")
+    message = frame_pb2.Frame()
+    try:
+        message.ParseFromString(bytes(data))
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise FrameCorrupt(f"no protobuf frame: {error}") from None
+    node = _text("node", message.node, required=True)
+    _count("gpus", message.gpus, limits.FRAME_GPUS_MAX)
+    _count("inventory", message.inventory, limits.FRAME_GPUS_MAX)
+    _count("events", message.events, EVENTS_MAX)
+    frame = Frame(
+        producer=_text("producer", message.producer, limits.PRODUCER_BYTES_MAX, required=True),
+        epoch=_natural("epoch", message.epoch),
+        sequence=_natural("sequence", message.sequence),
+        node=node,
+        sealed_at_ns=message.sealed_at_ns,
+        gpus=tuple(_decode_chunks(gpu) for gpu in message.gpus),
+        inventory=tuple(_decode_gpu(node, gpu) for gpu in message.inventory),
+        events=tuple(_decode_event(event) for event in message.events),
+        traceparent=_text("traceparent", message.traceparent),
+    )
+    _distinct("gpus", [gpu.uuid for gpu in frame.gpus])
+    _distinct("inventory", [gpu.uuid for gpu in frame.inventory])
+    return frame
+
+
+def _text(name: str, text: str, bytes_max: int = NAME_BYTES_MAX, *, required: bool = False) -> str:
+    if len(text) > bytes_max or len(text.encode()) > bytes_max:
+        raise FrameCorrupt(f"{name}: longer than {bytes_max} bytes")
+    if "\0" in text:  # PostgreSQL can't store it
+        raise FrameCorrupt(f"{name}: contains a NUL character")
+    if required and not text:
+        raise FrameCorrupt(f"{name}: missing")
+    return text
+
+
+def _natural(name: str, number: int) -> int:
+    if not 1 <= number <= I64_MAX:
+        raise FrameCorrupt(f"{name}: {number} is outside 1 to {I64_MAX}")
+    return number
+
+
+def _count(name: str, items: Iterable[object], items_max: int) -> None:
+    count = sum(1 for _ in items)
+    if count > items_max:
+        raise FrameCorrupt(f"{name}: {count} entries, at most {items_max} are allowed")
+
+
+def _distinct(name: str, uuids: list[str]) -> None:
+    if len(set(uuids)) != len(uuids):
+        raise FrameCorrupt(f"{name}: a uuid occurs twice")
+
+
+def _decode_chunks(message: frame_pb2.GpuChunks) -> GpuChunks:
+    _count("chunks of a GPU", message.chunks, CHUNKS_PER_GPU_MAX)
+    return GpuChunks(_text("uuid", message.uuid, required=True), tuple(message.chunks))
+
+
+def _decode_gpu(node: str, message: frame_pb2.GpuInfo) -> Gpu:
+    memory = None
+    if message.HasField("memory_total_bytes"):
+        memory = message.memory_total_bytes
+        if memory > I64_MAX:
+            raise FrameCorrupt(f"memory_total_bytes: {memory} is above {I64_MAX}")
+    if message.index > limits.GPUS_PER_COLLECTOR_MAX:
+        raise FrameCorrupt(f"index: {message.index} is above {limits.GPUS_PER_COLLECTOR_MAX}")
+    return Gpu(
+        uuid=_text("uuid", message.uuid, required=True),
+        node=node,
+        index=message.index,
+        device=_text("device", message.device),
+        pci_bus_id=_text("pci_bus_id", message.pci_bus_id),
+        model=_text("model", message.model),
+        serial=_text("serial", message.serial),
+        brand=_text("brand", message.brand),
+        vbios_version=_text("vbios_version", message.vbios_version),
+        driver_version=_text("driver_version", message.driver_version),
+        nvml_version=_text("nvml_version", message.nvml_version),
+        memory_total_bytes=memory,
+    )
+
+
+def _decode_event(message: frame_pb2.GpuEvent) -> Event:
+    try:
+        kind = EventKind(message.kind)
+    except ValueError:
+        raise FrameCorrupt(f"event kind {message.kind[:64]!r} is unknown") from None
+    return Event(
+        time_ns=message.time_ns,
+        kind=kind,
+        gpu_uuid=_text("gpu_uuid", message.gpu_uuid),
+        code=message.code,
+        message=_text("message", message.message, MESSAGE_BYTES_MAX),
+    )
