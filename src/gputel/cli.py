@@ -124,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         service.set_defaults(run=_service, service=name)
         if name == "collector":
             _add_source(service)
+        if name == "api":
+            _add_http(service)
     _add_doctor(commands)
     migrate = commands.add_parser("migrate", help="bring the database's schema up to date")
     _add_common(migrate)
@@ -165,6 +167,10 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_http(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--http", metavar="HOST:PORT", help="where the API and dashboard listen")
+
+
 def _add_up(commands: Any) -> None:
     parser = commands.add_parser(
         "up",
@@ -174,7 +180,7 @@ def _add_up(commands: Any) -> None:
     )
     _add_common(parser)
     _add_source(parser)
-    parser.add_argument("--http", metavar="HOST:PORT", help="where the API and dashboard listen")
+    _add_http(parser)
     parser.add_argument(
         "--ephemeral",
         action="store_true",
@@ -307,7 +313,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _migrate(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
-    if config.database is None:
+    settings = config.database
+    if settings is None:
         raise errors.ConfigError(
             "database",
             "`gputel migrate` needs a configured server; the embedded database is migrated by "
@@ -316,14 +323,14 @@ def _migrate(arguments: argparse.Namespace) -> int:
     from gputel import store
 
     async def migrate() -> None:
-        database = await store.connect(config.database)
+        database = await store.connect(settings)
         try:
             await database.migrate(config.store)
         finally:
             await database.close()
 
     asyncio.run(migrate())
-    print(f"the schema in {config.database!r} is up to date")
+    print(f"the schema in {settings!r} is up to date")
     return OK
 
 

@@ -1,10 +1,10 @@
 """The embedded engine: durable on one node, replicated nowhere.
 
-    <data dir>/lock                                   held by the broker that runs
-    <data dir>/topics/<topic>/topic.json              {"partitions": 4}
-    <data dir>/topics/<topic>/<partition>/<offset>.log        segments (record.py)
-    <data dir>/topics/<topic>/<partition>/<offset>.producers  snapshots (producers.py)
-    <data dir>/groups/<topic>/<group>.json            {"positions": {"0": 17}}
+<data dir>/lock                                   held by the broker that runs
+<data dir>/topics/<topic>/topic.json              {"partitions": 4}
+<data dir>/topics/<topic>/<partition>/<offset>.log        segments (record.py)
+<data dir>/topics/<topic>/<partition>/<offset>.producers  snapshots (producers.py)
+<data dir>/groups/<topic>/<group>.json            {"positions": {"0": 17}}
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class Topic:
         durable = []
         for partition in self._partitions:
             mark = partition.mark(producer)
-            known = (
-                mark is not None and mark.epoch == epoch and partition.is_durable(mark.offset)
-            )
+            known = mark is not None and mark.epoch == epoch and partition.is_durable(mark.offset)
             durable.append(mark.sequence if known and mark is not None else 0)
         return min(durable)
 
@@ -160,7 +158,9 @@ class EmbeddedEngine:
             if topic is not None:
                 return topic
             if len(self._topics) >= limits.TOPICS_MAX:
-                raise TooManyTopics(f"this broker holds {limits.TOPICS_MAX} topics, the most it may")
+                raise TooManyTopics(
+                    f"this broker holds {limits.TOPICS_MAX} topics, the most it may"
+                )
             opened = await self._call(self._create_topic, name)
             return await self._add(opened)
 

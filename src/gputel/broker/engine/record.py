@@ -68,9 +68,7 @@ class Located(NamedTuple):
 
 def record_bytes(record: Record) -> int:
     """The size of `record` in a segment."""
-    return (
-        HEADER_BYTES + len(record.producer.encode()) + len(record.key) + len(record.payload)
-    )
+    return HEADER_BYTES + len(record.producer.encode()) + len(record.key) + len(record.payload)
 
 
 def encode_head(record: Record, in_commit: int) -> bytes:

@@ -140,4 +140,3 @@ def _bare(found: Gap | Located) -> Gap | Located:
 def _remember(producers: Producers, found: Located) -> None:
     record = found.record
     producers.rebuild(record.producer, Mark(record.epoch, record.sequence, record.offset))
-
