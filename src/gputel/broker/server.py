@@ -232,6 +232,7 @@ class BrokerServer:
             topics=[
                 mq.Topic(
                     name=topic.name,
+                    id=topic.id,
                     partitions=[
                         mq.Partition(
                             partition=plog.index,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gputel import limits
 from gputel.broker.engine import Chunk, PartitionFailed
-from gputel.broker.engine.producers import Mark, Producers
+from gputel.broker.engine.producers import Mark
 from gputel.broker.engine.record import HEADER_BYTES, Record
 from gputel.broker.engine.recovery import Recovered
 from gputel.broker.engine.segment import Gap, Segment

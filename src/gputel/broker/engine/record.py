@@ -39,7 +39,7 @@ RECORD_BYTES_MAX = (
 )
 
 assert HEADER_BYTES == 52
-assert HEADER_BYTES == _CHECKED.size + 8
+assert _CHECKED.size + 8 == HEADER_BYTES
 assert max(limits.PRODUCER_BYTES_MAX, limits.KEY_BYTES_MAX) < 1 << 16
 assert PAYLOAD_BYTES_MAX < limits.GRPC_MESSAGE_BYTES_MAX
 assert RECORD_BYTES_MAX <= limits.COMMIT_BYTES_MAX
