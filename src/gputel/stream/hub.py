@@ -85,7 +85,7 @@ class Hub:
             client.end(CLOSE_GOING_AWAY, "the streamer stops")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_GRACE_S):
-                while self.clients:
+                while self.clients:  # noqa: ASYNC110 - bounded, and only at the end
                     await asyncio.sleep(0.01)
         for task in self._tasks:
             task.cancel()
