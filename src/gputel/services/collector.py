@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from gputel import broker
 from gputel.catalog import Cadence
-from gputel.clock import NS_PER_S
-from gputel.collector import Collector
+from gputel.clock import NS_PER_S, SYSTEM_CLOCK
+from gputel.collector.collector import Collector
+from gputel.collector.exporter import render
 from gputel.config import Config
 from gputel.services.process import Process
 from gputel.sources import Source
@@ -26,7 +27,11 @@ async def serve(process: Process) -> None:
             process.telemetry,
             process.health,
         )
-        async with process.status_port(config.collector.listen) as status:
+
+        def node_metrics() -> bytes:
+            return render(collector.latest, SYSTEM_CLOCK.time_ns())
+
+        async with process.status_port(config.collector.listen, node_metrics) as status:
             await collector.start()
             try:
                 facts = {
