@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from gputel import broker
 from gputel.catalog import Cadence
-from gputel.clock import NS_PER_S, SYSTEM_CLOCK
+from gputel.clock import NS_PER_S
 from gputel.collector.collector import Collector
-from gputel.collector.exporter import render
 from gputel.config import Config
 from gputel.services.process import Process
 from gputel.sources import Source
@@ -27,11 +26,7 @@ async def serve(process: Process) -> None:
             process.telemetry,
             process.health,
         )
-
-        def node_metrics() -> bytes:
-            return render(collector.latest, SYSTEM_CLOCK.time_ns())
-
-        async with process.status_port(config.collector.listen, node_metrics) as status:
+        async with process.status_port(config.collector.listen, collector.exposition) as status:
             await collector.start()
             try:
                 facts = {
