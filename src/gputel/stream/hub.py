@@ -53,6 +53,8 @@ class Hub:
         self._consumer: Consumer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._shown_source = self.source
+        self._nobody = asyncio.Event()
+        self._nobody.set()
         self._messages = 0
         self._bytes = 0
         self._conflated = 0  # of feeds that are gone
@@ -85,8 +87,7 @@ class Hub:
             client.end(CLOSE_GOING_AWAY, "the streamer stops")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_GRACE_S):
-                while self.clients:
-                    await asyncio.sleep(0.01)
+                await self._nobody.wait()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -104,10 +105,13 @@ class Hub:
     async def serve(self, client: Client) -> None:
         """Serve `client` until it ends."""
         self.clients.add(client)
+        self._nobody.clear()
         try:
             await client.serve()
         finally:
             self.clients.discard(client)
+            if not self.clients:
+                self._nobody.set()
             if client.cut_off is not None:
                 self.refuse(client.cut_off)
 
