@@ -192,7 +192,10 @@ def browser() -> Generator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Generator[Page]:
-    """A page; afterwards it has written no error and asked nobody but this machine."""
+    """A page; afterwards it has written no error and asked nobody but this machine.
+
+    Ask for it after the site, so that it is closed before the site is.
+    """
     problems: list[str] = []
     hosts: set[str] = set()
     page = browser.new_page(viewport={"width": 1280, "height": 900})

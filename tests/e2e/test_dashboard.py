@@ -21,7 +21,7 @@ DRAWN = """() => {
 }"""
 
 
-def test_lists_every_gpu(page: Page, site: Site) -> None:
+def test_lists_every_gpu(site: Site, page: Page) -> None:
     page.goto(site.url)
     expect(page.locator("#rows tr")).to_have_count(site.gpus)
     expect(page.locator("#heat .cell")).to_have_count(site.gpus)
@@ -30,7 +30,7 @@ def test_lists_every_gpu(page: Page, site: Site) -> None:
     expect(page.locator("#age")).to_contain_text("last message")
 
 
-def test_values_move(page: Page, site: Site) -> None:
+def test_values_move(site: Site, page: Page) -> None:
     page.goto(site.url)
     cell = page.locator('#rows tr [data-metric="power_watts"]').first
     expect(cell).to_contain_text("W")
@@ -38,7 +38,7 @@ def test_values_move(page: Page, site: Site) -> None:
     expect(cell).not_to_have_text(before)
 
 
-def test_charts_are_drawn_and_grow(page: Page, site: Site) -> None:
+def test_charts_are_drawn_and_grow(site: Site, page: Page) -> None:
     page.goto(site.url)
     page.locator("#rows tr").first.click()
     expect(page.locator("#charts .uplot")).to_have_count(5)
@@ -51,7 +51,7 @@ def test_charts_are_drawn_and_grow(page: Page, site: Site) -> None:
     expect(page.locator("#detail")).to_be_hidden()
 
 
-def test_works_with_the_keyboard(page: Page, site: Site) -> None:
+def test_works_with_the_keyboard(site: Site, page: Page) -> None:
     page.goto(site.url)
     expect(page.locator("#rows tr")).to_have_count(site.gpus)
     page.locator("#rows tr").nth(1).focus()
@@ -61,7 +61,7 @@ def test_works_with_the_keyboard(page: Page, site: Site) -> None:
     expect(page.locator("#rows tr").nth(1)).to_be_focused()
 
 
-def test_a_hostile_name_is_text(page: Page, site: Site) -> None:
+def test_a_hostile_name_is_text(site: Site, page: Page) -> None:
     page.goto(site.url)
     name = "<img src=x"
     expect(page.locator("#rows tr", has_text=name)).to_have_count(8)
@@ -71,13 +71,13 @@ def test_a_hostile_name_is_text(page: Page, site: Site) -> None:
     expect(page).to_have_title("gputel")
 
 
-def test_no_gpus_yet(page: Page, empty_site: Site) -> None:
+def test_no_gpus_yet(empty_site: Site, page: Page) -> None:
     page.goto(empty_site.url)
     expect(page.locator("#empty")).to_be_visible()
     expect(page.locator("#list")).to_be_hidden()
 
 
-def test_stored_history_of_a_fleet(page: Page, old_site: Site) -> None:
+def test_stored_history_of_a_fleet(old_site: Site, page: Page) -> None:
     page.goto(old_site.url)
     expect(page.locator("#heat .cell.stale")).to_have_count(old_site.gpus)
     first = page.locator("#rows tr").first
@@ -87,7 +87,7 @@ def test_stored_history_of_a_fleet(page: Page, old_site: Site) -> None:
     page.wait_for_function(DRAWN)
 
 
-def test_narrow_screen_does_not_scroll_sideways(page: Page, site: Site) -> None:
+def test_narrow_screen_does_not_scroll_sideways(site: Site, page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     page.goto(site.url)
     expect(page.locator("#rows tr")).to_have_count(site.gpus)
@@ -96,7 +96,7 @@ def test_narrow_screen_does_not_scroll_sideways(page: Page, site: Site) -> None:
     assert wide <= 0
 
 
-def test_the_api_is_documented(page: Page, site: Site) -> None:
+def test_the_api_is_documented(site: Site, page: Page) -> None:
     page.goto(f"{site.url}/docs")
     expect(page.locator(".opblock")).to_have_count(6)
     page.locator(".opblock-summary").first.click()

@@ -39,10 +39,9 @@ def test_only_query_invalid_comes_out(route: object, query: str, id: str) -> Non
     path = {"id": id} if any(p.where == "path" for p in parameters) else {}
     try:
         arguments = parse_arguments(parameters, query, path, NOW_NS)
-    except QueryInvalid as error:
-        assert error.parameter
-    else:
-        assert set(arguments) == {p.name for p in parameters}
+    except QueryInvalid:
+        return
+    assert set(arguments) == {p.name for p in parameters}
 
 
 @given(st.integers(0, TIME_S_MAX * 1_000_000))

@@ -28,7 +28,7 @@ POWER = BY_NAME["power_watts"]
     [
         ("", "invalid_json"),
         ("{", "invalid_json"),
-        ("[" * 50_000, "invalid_json"),
+        ("[" * 50_000, "invalid_message"),
         ("[]", "invalid_message"),
         ("{}", "invalid_message"),
         ('{"type":"shutdown"}', "invalid_message"),

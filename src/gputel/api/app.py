@@ -53,8 +53,8 @@ class _Guard:
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         if len(req.scope["query_string"]) > QUERY_STRING_BYTES_MAX:
-            raise falcon.HTTPError(
-                414, description=f"The query string may have {QUERY_STRING_BYTES_MAX} bytes at most"
+            raise falcon.HTTPUriTooLong(
+                description=f"The query string may have {QUERY_STRING_BYTES_MAX} bytes at most"
             )
         if (req.content_length or 0) > BODY_BYTES_MAX:
             raise falcon.HTTPContentTooLarge(

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 WATCH_PERIOD_S: Final = 0.25
 STOP_GRACE_S: Final = 2.0
+LIVE: Final = "live"
+RECONNECTING: Final = "reconnecting"
 
 
 class Hub:
@@ -52,7 +54,8 @@ class Hub:
         self._feeds: dict[Selection, Feed] = {}
         self._consumer: Consumer | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._shown_source = self.source
+        #: As clients were told last: `live` while frames can arrive, else `reconnecting`.
+        self.source = RECONNECTING
         self._nobody = asyncio.Event()
         self._nobody.set()
         self._messages = 0
@@ -68,11 +71,9 @@ class Hub:
         health.ready("broker", self._broker_problem)
         health.live("hub", self._task_problem)
 
-    @property
-    def source(self) -> str:
-        """`live` while frames can arrive, else `reconnecting`."""
+    def _source_now(self) -> str:
         connected = self._consumer is not None and self._consumer.connected
-        return "live" if connected else "reconnecting"
+        return LIVE if connected else RECONNECTING
 
     async def start(self) -> None:
         """Begin to read; the broker may be away."""
@@ -160,14 +161,14 @@ class Hub:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_PERIOD_S)
-            if self.source != self._shown_source:
-                self._shown_source = self.source
-                log.info("the broker is %s", "here" if self.source == "live" else "away")
+            if self.source != self._source_now():
+                self.source = self._source_now()
+                log.info("the broker is %s", "here" if self.source == LIVE else "away")
                 for client in tuple(self.clients):
                     client.tell(protocol.status(self.source, self._clock.time_ns()))
 
     def _broker_problem(self) -> str | None:
-        return None if self.source == "live" else "not connected to the broker"
+        return None if self._source_now() == LIVE else "not connected to the broker"
 
     def _task_problem(self) -> str | None:
         stopped = [task.get_name() for task in self._tasks if task.done()]
