@@ -206,8 +206,11 @@ async def test_a_client_that_never_reads_harms_nobody(
             silent,
             b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
             b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n" + frame,
+            b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n",
         )
+        async with asyncio.timeout(DEADLINE_S):
+            assert b" 101 " in await loop.sock_recv(silent, 400)
+            await loop.sock_sendall(silent, frame)
         await until(lambda: site.metric("gputel_stream_subscriptions") == 2)
         for number in range(3000):
             values = {"power_watts": float(number)}
