@@ -186,5 +186,3 @@ async def drop_partition(session: Connection, name: str) -> bool:
     except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
         return False
     return True
-
-
