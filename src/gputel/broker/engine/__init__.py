@@ -102,6 +102,11 @@ class TopicLog(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def id(self) -> str:
+        """Made with the topic, never used again."""
+        ...
+
+    @property
     def partitions(self) -> Sequence[PartitionLog]: ...
 
     def open_producer(self, producer: str, epoch: int) -> int:

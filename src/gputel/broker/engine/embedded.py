@@ -1,7 +1,7 @@
 """The embedded engine: durable on one node, replicated nowhere.
 
 <data dir>/lock                                   held by the broker that runs
-<data dir>/topics/<topic>/topic.json              {"partitions": 4}
+<data dir>/topics/<topic>/topic.json              {"partitions": 4, "id": "..."}
 <data dir>/topics/<topic>/<partition>/<offset>.log        segments (record.py)
 <data dir>/topics/<topic>/<partition>/<offset>.producers  snapshots (producers.py)
 <data dir>/groups/<topic>/<group>.json            {"positions": {"0": 17}}
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +37,7 @@ THROTTLE_MS = 250
 
 class _TopicFile(msgspec.Struct, forbid_unknown_fields=True):
     partitions: int
+    id: str
 
 
 class _PositionsFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,8 +51,9 @@ class TooManyTopics(GputelError):
 class Topic:
     """A set of partitions. See `TopicLog`."""
 
-    def __init__(self, name: str, partitions: tuple[Partition, ...]) -> None:
+    def __init__(self, name: str, id: str, partitions: tuple[Partition, ...]) -> None:
         self.name = name
+        self.id = id
         self._partitions = partitions
         # Epochs of producers that have opened a stream; it fences before it publishes.
         self._opened: dict[str, int] = {}
@@ -86,6 +89,7 @@ class Topic:
 
 class _Opened(NamedTuple):
     name: str
+    id: str
     partitions: list[tuple[Path, Recovered]]
 
 
@@ -213,7 +217,7 @@ class EmbeddedEngine:
         directory = self._data_dir / "topics" / name
         directory.mkdir(exist_ok=True)
         self._disk.sync_dir(directory.parent)
-        data = msgspec.json.encode(_TopicFile(self._settings.partitions))
+        data = msgspec.json.encode(_TopicFile(self._settings.partitions, uuid.uuid4().hex))
         self._disk.replace(directory / "topic.json", data)
         return self._open_topic(name)
 
@@ -223,7 +227,7 @@ class EmbeddedEngine:
         if not 1 <= facts.partitions <= limits.PARTITIONS_MAX:
             raise InputError(f"broker: {directory}/topic.json: {facts.partitions} partitions")
         paths = [directory / str(index) for index in range(facts.partitions)]
-        return _Opened(name, [(path, recover(path, self._disk)) for path in paths])
+        return _Opened(name, facts.id, [(path, recover(path, self._disk)) for path in paths])
 
     async def _add(self, opened: _Opened) -> Topic:
         assert self.committer is not None
@@ -243,7 +247,7 @@ class EmbeddedEngine:
             writer = await self._call(Writer, partition, durable, self._disk)
             self.committer.add(writer)
             partitions.append(partition)
-        topic = Topic(opened.name, tuple(partitions))
+        topic = Topic(opened.name, opened.id, tuple(partitions))
         self._topics[opened.name] = topic
         return topic
 
