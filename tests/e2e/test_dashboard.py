@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 if TYPE_CHECKING:
-    from conftest import Site
+    from e2e.conftest import Site
 
 pytestmark = pytest.mark.e2e
 
