@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def kill(running: Any, name: str) -> None:
     """SIGKILL to one service of a running pipeline."""
     state = read_state(Path(running.ready["data_dir"]))
     assert state is not None
-    os.kill(state.services[name].pid, signal.SIGKILL)
+    pid = state.services[name].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.timeout(180)
@@ -45,9 +48,12 @@ def test_kill_9_in_the_middle_of_a_replay(
     def rows() -> int:
         return int(query(running.ready, "SELECT count(*) FROM sample_hot_medium")[0][0])
 
+    def reached(wanted: int) -> bool:
+        return rows() > wanted
+
     whole = 4 * 8 * 300
     for number, victim in enumerate(victims, 1):
-        until(lambda part=number: rows() > whole * part // 4, DEADLINE_S)
+        until(partial(reached, whole * number // 4), DEADLINE_S)
         assert rows() < whole, "the replay was over before the kill"
         kill(running, victim)
     until(lambda: stored_values(running.ready["api"]).total() >= expected.total(), DEADLINE_S)
@@ -57,11 +63,15 @@ def test_kill_9_in_the_middle_of_a_replay(
 @pytest.mark.timeout(180)
 def test_kill_9_of_each_while_sampling(start_pipeline: Any) -> None:
     running = start_pipeline("--source", "sim", "--gpus", "2")
+
+    def grown(wanted: int) -> bool:
+        return hot_rows(running.ready) > wanted
+
     for victim in ("broker", "sink", "postgres", "streamer", "api"):
         before = until(lambda: hot_rows(running.ready), WHOLE_S)
         kill(running, victim)
         # Rows sampled after the kill arrive: the pipeline is whole again.
-        until(lambda so_far=before: hot_rows(running.ready) > so_far + 20, WHOLE_S)
+        until(partial(grown, before + 20), WHOLE_S)
     assert gaps_and_doubles(running.ready) == []
     ((epochs,),) = query(running.ready, "SELECT count(DISTINCT epoch) FROM sample_hot_fast")
     assert epochs == 1

@@ -9,7 +9,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,9 @@ import asyncpg
 
 from gputel.catalog import BY_DCGM, METRIC_SETS
 
-FIELDS = [
-    "timestamp",
-    "metric_name",
-    "gpu_id",
-    "device",
-    "uuid",
-    "modelName",
-    "Hostname",
-    "container",
-    "pod",
-    "namespace",
-    "value",
-    "labels_raw",
-]
+FIELDS = ["timestamp", "metric_name", "gpu_id", "device", "uuid", "modelName", "Hostname"]
+FIELDS += ["container", "pod", "namespace", "value", "labels_raw"]
+START = datetime(2025, 7, 18, 20, 0, tzinfo=UTC)
 MODEL = "NVIDIA H100 80GB HBM3"
 #: Integer-valued, floating and scaled metrics of two sets, as a real dump has them.
 METRICS = {
@@ -57,7 +46,7 @@ def write_dump(path: Path, *, hosts: int, gpus: int, seconds: int, seed: int) ->
                 for host in range(hosts):
                     for gpu in range(gpus):
                         uuid = f"GPU-{seed:08x}-0000-0000-{host:04x}-{gpu:012x}"
-                        stamp = f"2025-07-18T{20 + second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}Z"
+                        stamp = (START + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%SZ")
                         node = f"mtv5-dgx1-hgpu-{host:03}"
                         row = [stamp, metric, gpu, f"nvidia{gpu}", uuid, MODEL, node, "", "", ""]
                         writer.writerow([*row, draw(rng), 'DCGM_FI_DRIVER_VERSION="535.129.03"'])
