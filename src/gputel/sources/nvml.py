@@ -17,7 +17,7 @@ from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
 from gputel.errors import SourceUnavailable
 from gputel.inventory import Event, EventKind, Gpu
 from gputel.limits import GPUS_PER_NODE_MAX
-from gputel.sources.nvml_device import LOST, TIMEOUT, UNKNOWN, Device, GpuLost
+from gputel.sources.nvml_device import TIMEOUT, UNSUPPORTED, Device, GpuLost
 from gputel.sources.nvml_inventory import describe, text
 from gputel.sources.source import Rings
 
@@ -189,16 +189,10 @@ class Nvml:
     def _found_again(self, slot: _Slot, time_ns: int) -> bool:
         if self._clock.monotonic_ns() < slot.probe_at_ns:
             return False
-        nvml = self._nvml
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(slot.gpu.uuid)
-            nvml.nvmlDeviceGetUtilizationRates(handle)  # a handle alone proves nothing
-        except nvml.NVMLError as error:
-            code = int(error.value)
-            if code in LOST or code == UNKNOWN or not self._resolved(slot):
-                self._pause(slot)
-                return False
-            handle = nvml.nvmlDeviceGetHandleByUUID(slot.gpu.uuid)
+        handle = self._resolve(slot.gpu.uuid)
+        if handle is None:
+            self._pause(slot)
+            return False
         slot.device.release()
         slot.device.attach(handle)
         slot.lost = False
@@ -207,12 +201,19 @@ class Nvml:
         _log.warning("nvml: %s: the GPU answers again", slot.gpu.uuid)
         return True
 
-    def _resolved(self, slot: _Slot) -> bool:
+    def _resolve(self, uuid: str) -> Any:
+        """A handle that answers, or None; a handle alone proves nothing."""
+        nvml = self._nvml
         try:
-            self._nvml.nvmlDeviceGetHandleByUUID(slot.gpu.uuid)
-        except self._nvml.NVMLError:
-            return False
-        return True
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        except nvml.NVMLError:
+            return None
+        try:
+            nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2)
+        except nvml.NVMLError as error:
+            if int(error.value) not in UNSUPPORTED:
+                return None
+        return handle
 
     def events(self) -> Sequence[Event]:
         """XID errors that wait in the driver, and what sweeps have noticed."""
