@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -81,7 +82,6 @@ class FakeNvml:
 
         def call(handle: int, *arguments: Any) -> Any:
             self.check(name, handle)
-            self.calls[(name, handle, *arguments)] += 1
             if (name, handle) in self.errors:
                 self.fail(self.errors[name, handle])
             return ANSWERS[name]
@@ -354,7 +354,6 @@ def test_no_gpu_and_no_driver_are_refused_in_words(monkeypatch: pytest.MonkeyPat
 
 def test_unsupported_gpm_is_asked_once() -> None:
     rig = Rig()
-    rig.nvml.gone.clear()
 
     def none(handle: int) -> Any:
         rig.nvml.calls["support",] += 1
@@ -364,3 +363,15 @@ def test_unsupported_gpm_is_asked_once() -> None:
     for _ in range(3):
         assert "sm_active_ratio" not in rig.sweep(Cadence.MEDIUM)[0]
     assert rig.nvml.calls["support",] == 1
+
+
+def test_auto_is_nvml_when_there_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(2))  # type: ignore[arg-type]
+    caplog.set_level("INFO", "gputel.sources")
+    source = open_source(SourceSettings(), {})
+    assert source.name == "nvml"
+    assert "source: nvml, 2 NVIDIA H100 80GB HBM3, driver 570.1" in caplog.text
+    assert len(source.open()) == 2
+    source.close()
