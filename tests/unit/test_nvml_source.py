@@ -203,8 +203,9 @@ def test_every_metric_has_exactly_one_reader_and_every_constant_exists() -> None
     for reader in nvml_calls.READERS.values():
         assert callable(getattr(pynvml, reader.call.function))
         assert all(hasattr(pynvml, name) for name in reader.call.arguments)
-    rest = [*nvml_calls.FIELDS.values(), *nvml_calls.GPM.values()]
-    assert all(isinstance(getattr(pynvml, entry.constant), int) for entry in rest)
+    constants = [field.constant for field in nvml_calls.FIELDS.values()]
+    constants += [gpm.constant for gpm in nvml_calls.GPM.values()]
+    assert all(isinstance(getattr(pynvml, constant), int) for constant in constants)
 
 
 def test_values_and_units() -> None:
@@ -368,7 +369,7 @@ def test_unsupported_gpm_is_asked_once() -> None:
 def test_auto_is_nvml_when_there_is_a_gpu(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(2))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(2))
     caplog.set_level("INFO", "gputel.sources")
     source = open_source(SourceSettings(), {})
     assert source.name == "nvml"
