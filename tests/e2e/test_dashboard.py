@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import Page, expect
-
-if TYPE_CHECKING:
-    from conftest import Site
+from serving import Site
 
 pytestmark = pytest.mark.e2e
 
@@ -69,6 +66,12 @@ def test_a_hostile_name_is_text(site: Site, page: Page) -> None:
     expect(page.locator("#detail-title")).to_contain_text(name)
     expect(page.locator("main img")).to_have_count(0)
     expect(page).to_have_title("gputel")
+
+
+def test_learns_what_the_stream_brings_before_the_database(late_site: Site, page: Page) -> None:
+    page.goto(late_site.url)
+    expect(page.locator("#rows tr", has_text="NVIDIA H100")).to_have_count(8, timeout=10_000)
+    expect(page.locator("#rows tr td:nth-child(2)")).to_have_text(list("01234567"))
 
 
 def test_no_gpus_yet(empty_site: Site, page: Page) -> None:

@@ -162,6 +162,8 @@ def parse_arguments(
         values[name] = value
     arguments: dict[str, Any] = {}
     for parameter in parameters:
-        value = values.get(parameter.name, parameter.default)
-        arguments[parameter.name] = None if value is None else parameter.parse(value, now_ns)
+        given_text = values.get(parameter.name, parameter.default)
+        arguments[parameter.name] = (
+            None if given_text is None else parameter.parse(given_text, now_ns)
+        )
     return arguments

@@ -23,7 +23,7 @@ const ROWS_MAX = 500;
 const RETRY_MS = [250, 500, 1000, 2000, 5000];
 
 const $ = (id) => document.getElementById(id);
-const gpus = new Map(); // uuid -> what is known of the GPU and where it is shown
+const gpus = new Map(); // keyOf -> what is known of the GPU and where it is shown
 let pipeline = null;
 let socket = null;
 let attempts = 0;
@@ -75,14 +75,17 @@ function ago(seconds) {
 
 // ---------------------------------------------------------------- inventory
 
+// A GPU that moved to another node is another row, as in the database.
+const keyOf = (info) => JSON.stringify([info.node, info.uuid]);
+
 function know(info) {
-  let gpu = gpus.get(info.uuid);
+  let gpu = gpus.get(keyOf(info));
   if (!gpu) {
     gpu = { uuid: info.uuid, node: "", index: 0, model: "", values: {}, time: 0, changed: true };
-    gpus.set(info.uuid, gpu);
+    gpus.set(keyOf(info), gpu);
     gpu.added = true;
   }
-  for (const key of ["node", "index", "model", "driver_version", "pci_bus_id"])
+  for (const key of ["id", "node", "index", "model", "driver_version", "pci_bus_id"])
     if (info[key] !== undefined) gpu[key] = info[key];
   if (info.memory_total_bytes) gpu.total = info.memory_total_bytes;
   return gpu;
@@ -331,7 +334,7 @@ class Detail {
     const end = live ? "now" : new Date(last + 1000).toISOString();
     const metrics = CHARTS.map((chart) => chart.metric).join(",");
     const found = await ask(
-      `/api/v1/gpus/${encodeURIComponent(this.gpu.uuid)}/telemetry?start_time=${encodeURIComponent(start)}&end_time=${encodeURIComponent(end)}&metrics=${metrics}`,
+      `/api/v1/gpus/${encodeURIComponent(this.gpu.id ?? this.gpu.uuid)}/telemetry?start_time=${encodeURIComponent(start)}&end_time=${encodeURIComponent(end)}&metrics=${metrics}`,
     );
     for (const series of found.series) {
       const chart = this.charts.find((c) => c.metric === series.metric);
@@ -388,7 +391,7 @@ function open(gpu, focus = true) {
   $("facts").textContent = facts.filter(Boolean).join(" · ");
   opened = new Detail(gpu);
   opened.load().catch((error) => complain(error.message));
-  history.replaceState(null, "", `#gpu=${encodeURIComponent(gpu.uuid)}`);
+  history.replaceState(null, "", `#gpu=${encodeURIComponent(keyOf(gpu))}`);
   markOpen();
   if (focus) {
     $("detail").scrollIntoView({ block: "nearest" });
@@ -423,6 +426,14 @@ async function refresh() {
   }
 }
 
+// The stream may bring a GPU before the database knows it, and the database may hold more
+// than when the page was opened.
+function catchUp() {
+  const strangers = [...gpus.values()].some((gpu) => gpu.id === undefined);
+  if (strangers || (pipeline && pipeline.gpus > gpus.size))
+    loadInventory().catch((error) => complain(error.message));
+}
+
 async function start() {
   $("filter").oninput = layOut;
   $("close").onclick = close;
@@ -437,6 +448,7 @@ async function start() {
   const asked = new URLSearchParams(location.hash.slice(1)).get("gpu");
   if (asked && gpus.has(asked)) open(gpus.get(asked), false);
   setInterval(refresh, 10000);
+  setInterval(catchUp, 2000);
   setInterval(() => {
     $("age").textContent = lastMessage ? `last message ${ago((Date.now() - lastMessage) / 1000)}` : "";
     paintSoon();
