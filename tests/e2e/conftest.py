@@ -164,7 +164,9 @@ def old_site() -> Generator[Site]:
     yield from _serve(nodes=[f"host-{n}" for n in range(31)], age_s=30 * 86_400, live=False)
 
 
-@pytest.fixture(scope="session")
+# Playwright's synchronous API keeps an event loop running in this thread: it must be over
+# before tests elsewhere start theirs.
+@pytest.fixture(scope="module")
 def browser() -> Generator[Browser]:
     names = ("chromium", "chromium-browser", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), None)

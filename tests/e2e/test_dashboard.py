@@ -6,6 +6,7 @@ import json
 
 import pytest
 from playwright.sync_api import Page, expect
+
 from serving import Site
 
 pytestmark = pytest.mark.e2e
