@@ -162,8 +162,6 @@ def parse_arguments(
         values[name] = value
     arguments: dict[str, Any] = {}
     for parameter in parameters:
-        given_text = values.get(parameter.name, parameter.default)
-        arguments[parameter.name] = (
-            None if given_text is None else parameter.parse(given_text, now_ns)
-        )
+        shown = values.get(parameter.name, parameter.default)
+        arguments[parameter.name] = None if shown is None else parameter.parse(shown, now_ns)
     return arguments
