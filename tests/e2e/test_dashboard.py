@@ -84,6 +84,7 @@ def test_no_gpus_yet(empty_site: Site, page: Page) -> None:
 def test_stored_history_of_a_fleet(old_site: Site, page: Page) -> None:
     page.goto(old_site.url)
     expect(page.locator("#heat .cell.stale")).to_have_count(old_site.gpus)
+    expect(page.locator("#connection")).to_have_text("connected, no new samples")
     first = page.locator("#rows tr").first
     expect(first.locator('[data-metric="power_watts"]')).to_contain_text("W")
     expect(first.locator("td").last).to_contain_text("20")

@@ -54,6 +54,14 @@ function connection(state, text) {
   if ($("connection").textContent !== text) $("connection").textContent = text;
 }
 
+// Connected is not live: a replay that has ended, or collectors that are away, send nothing.
+function showLive() {
+  let newest = 0;
+  for (const gpu of gpus.values()) newest = Math.max(newest, gpu.time);
+  const live = Date.now() - newest < STALE_S * 1000;
+  connection(live ? "live" : "idle", live ? "live" : "connected, no new samples");
+}
+
 // ---------------------------------------------------------------- values as people read them
 
 const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
@@ -137,13 +145,14 @@ function connect() {
         if (opened && opened.gpu === gpu) opened.add(time / 1000, reading.values);
       }
       if (added) loadInventory().catch((error) => complain(error.message));
-      connection("live", "live");
+      showLive();
       paintSoon();
     } else if (message.type === "status") {
       if (message.source === "reconnecting") connection("lost", "waiting for the broker");
-      else connection("live", "live");
+      else showLive();
     } else if (message.type === "hello") {
-      connection("live", "connected");
+      if (message.source === "reconnecting") connection("lost", "waiting for the broker");
+      else showLive();
     }
   };
   socket.onclose = () => {
@@ -174,7 +183,7 @@ function makeRow(gpu) {
   const row = element(
     "tr",
     { tabIndex: 0 },
-    element("td", { textContent: gpu.node }),
+    element("td", { textContent: gpu.node, className: "name", title: gpu.node }),
     element("td", { textContent: gpu.index, title: gpu.uuid }),
     element("td", { textContent: gpu.model, className: "model", title: gpu.model }),
     cell("gpu_utilization_percent"),
@@ -184,7 +193,7 @@ function makeRow(gpu) {
     cell("sm_clock_mhz"),
   );
   const meter = element("i");
-  const text = document.createTextNode("–");
+  const text = element("span", { className: "value", textContent: "–" });
   cells.gpu_utilization_percent.replaceChildren(element("span", { className: "meter" }, meter), text);
   const sampled = element("td", { textContent: "" });
   row.append(sampled);
@@ -245,7 +254,7 @@ function paint() {
       gpu.stale = stale;
       const busy = gpu.values.gpu_utilization_percent;
       gpu.cell.style.setProperty("--busy", (busy || 0) / 100);
-      gpu.cell.dataset.busy = busy > 60 ? "high" : "low";
+      gpu.cell.dataset.busy = busy > 75 ? "high" : "low";
       gpu.cell.textContent = busy === undefined ? "–" : Math.round(busy);
       gpu.cell.classList.toggle("stale", stale);
       gpu.cell.setAttribute("aria-label", `${gpu.node} GPU ${gpu.index}: ${busy === undefined ? "no value" : `${Math.round(busy)} %`}${stale ? ", not live" : ""}`);
@@ -451,6 +460,7 @@ async function start() {
   setInterval(catchUp, 2000);
   setInterval(() => {
     $("age").textContent = lastMessage ? `last message ${ago((Date.now() - lastMessage) / 1000)}` : "";
+    if ($("connection").dataset.state === "live") showLive();
     paintSoon();
   }, 1000);
 }
