@@ -10,7 +10,9 @@ async def serve(process: Process) -> None:
     """Run the broker until it is told to stop."""
     settings = process.config.broker
     async with process.status_port(settings.metrics_listen) as status:
-        server = BrokerServer(settings, process.data_dir, process.telemetry, process.health)
+        server = BrokerServer(
+            settings, process.data_dir / "broker", process.telemetry, process.health
+        )
         await server.start()
         try:
             process.ready(broker=server.address, metrics=status.url)

@@ -69,5 +69,8 @@ async def _drain(process: Process, client: BrokerClient, stop: asyncio.Event) ->
 async def _lag(client: BrokerClient, topic: str) -> int:
     groups = await client.groups()
     return sum(
-        group.lag for group in groups if group.topic == topic and group.group == gputel.sink.GROUP
+        position.lag
+        for group in groups
+        if group.topic == topic and group.group == gputel.sink.GROUP
+        for position in group.positions
     )

@@ -35,6 +35,10 @@ _TIME_MIN_NS: Final = 0
 _TIME_MAX_NS: Final = 9_000_000_000_000_000_000
 
 
+#: A row need not hold every metric (a replay has them at different times): so far back is looked.
+LATEST_ROWS: Final = 16
+
+
 @dataclass(frozen=True, slots=True)
 class GpuRow:
     """One GPU in one node, as the store knows it."""
@@ -207,15 +211,15 @@ async def _latest(
     rows = await session.fetch(
         f"SELECT g.gpu_id, h.time, {names} FROM gpu g LEFT JOIN LATERAL ("
         f"SELECT * FROM {schema.hot_table(metric_set)} WHERE gpu_id = g.gpu_id "
-        "ORDER BY time DESC, epoch DESC, sequence DESC LIMIT 1) h ON true"
+        f"ORDER BY time DESC, epoch DESC, sequence DESC LIMIT {LATEST_ROWS}) h ON true "
+        "ORDER BY g.gpu_id, h.time DESC, h.epoch DESC, h.sequence DESC"
     )
-    found = [
-        Latest(gpu_id, metric, to_ns(time), value)
-        for gpu_id, time, *values in rows
-        if time is not None
-        for metric, value in zip(metrics, values, strict=True)
-        if value is not None
-    ]
+    newest_of: dict[tuple[int, Metric], Latest] = {}
+    for gpu_id, time, *values in rows:
+        for metric, value in zip(metrics, values, strict=True):
+            if value is not None and (gpu_id, metric) not in newest_of:
+                newest_of[gpu_id, metric] = Latest(gpu_id, metric, to_ns(time), value)
+    found = list(newest_of.values())
     without = [row[0] for row in rows if row[1] is None]
     if not without:
         return found
