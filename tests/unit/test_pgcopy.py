@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gputel.kernels import CopyField, copy_binary
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gputel.kernels import CopyField, copy_binary
 
 Row = list[bytes | None]
 
@@ -170,9 +171,7 @@ def test_what_a_null_hides_is_not_judged() -> None:
         (CopyField("int4", np.array([1, 2]), np.array([1, 1])), ValueError),
     ],
 )
-def test_a_field_that_can_not_be_written_is_named(
-    field: CopyField, error: type[Exception]
-) -> None:
+def test_a_field_that_can_not_be_written_is_named(field: CopyField, error: type[Exception]) -> None:
     with pytest.raises(error, match=rf"field 1 \({field.type}\)"):
         copy_binary(2, [CopyField("int4", 1), field])
 
