@@ -19,7 +19,8 @@ def rows_of(stream: bytes) -> list[Row]:
     """The fields of every row; asserts that the frame around them is right."""
     assert stream[:11] == b"PGCOPY\n\xff\r\n\x00"
     assert stream[11:19] == bytes(8), "no flags, no header extension"
-    position, rows = 19, []
+    position = 19
+    rows: list[Any] = []
     while True:
         (fields,) = struct.unpack_from(">h", stream, position)
         position += 2
