@@ -168,7 +168,7 @@ async def test_what_is_not_acknowledged_in_time_comes_again_then_is_given_up(tmp
             (delivery,) = await take(dead, 1, ack=False)
         letter = mq.DeadLetter.FromString(delivery.payload)
         assert (letter.topic, letter.offset, letter.payload) == ("t", 0, b"p:1:1")
-        assert "3 times" in letter.reason
+        assert "3 deliveries" in letter.reason
 
 
 async def test_term_and_nak(tmp_path):

@@ -40,7 +40,7 @@ async def opened(
 
 async def until(condition: Callable[[], object], timeout_s: float = 10) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110 - what is watched tells nobody
             await asyncio.sleep(0.002)
 
 
@@ -52,7 +52,7 @@ def publish(topic: Topic, first: int, count: int, size_bytes: int = 100) -> list
 
 
 def payload(sequence: int, size_bytes: int = 100) -> bytes:
-    return (b"%d," % sequence) * (size_bytes // 2)
+    return b"%010d" % sequence * (size_bytes // 10)
 
 
 async def store(topic: Topic, first: int, count: int, size_bytes: int = 100) -> None:
