@@ -155,7 +155,7 @@ def unzigzag_array(numbers: npt.NDArray[np.uint64]) -> Int64s:
     return ((numbers >> one) ^ (np.uint64(0) - (numbers & one))).view(np.int64)
 
 
-def decode(cursor: Cursor, count: int) -> Int64s:
+def decode(cursor: Cursor, count: int, *, short_max: int = SHORT_MAX) -> Int64s:
     """The next series, of `count` numbers (1 to CHUNK_SAMPLES_MAX). ChunkCorrupt."""
     at = cursor.position
     tag = cursor.byte()
@@ -179,7 +179,7 @@ def decode(cursor: Cursor, count: int) -> Int64s:
     if width > 64 or packed_count < 0:
         raise ChunkCorrupt(f"series at byte {at}: width {width}, shape {shape}, {count} numbers")
     packed = cursor.take((packed_count * width + 7) // 8)
-    if count <= SHORT_MAX:
+    if count <= short_max:
         numbers = unpack(packed, packed_count, width)
         return _restore_ints(shape, first, divisor, delta, numbers)
     return _restore_array(shape, first, divisor, delta, unpack_array(packed, packed_count, width))
