@@ -1,4 +1,4 @@
-"""What all tests share: the build of the kernels under test, and hypothesis' profile."""
+"""What all tests share: the build of the kernels under test, hypothesis' profile, the database."""
 
 import importlib
 import os
@@ -26,3 +26,6 @@ def kernels(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     ring = importlib.import_module(f"gputel.{request.param}.ring")
     columns = importlib.import_module(f"gputel.{request.param}.columns")
     return ring.Ring, columns.Columns
+
+
+pytest_plugins = ["support.database", "support.pipeline"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,12 @@ import numpy.typing as npt
 from gputel import limits
 from gputel.catalog import MetricSet
 
-DTYPES = {"f": np.dtype("<f4"), "d": np.dtype("<f8"), "q": np.dtype("<i8"), "Q": np.dtype("<u8")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "f": np.dtype("<f4"),
+    "d": np.dtype("<f8"),
+    "q": np.dtype("<i8"),
+    "Q": np.dtype("<u8"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

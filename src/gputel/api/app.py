@@ -53,7 +53,7 @@ class _Guard:
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         if len(req.scope["query_string"]) > QUERY_STRING_BYTES_MAX:
-            raise falcon.HTTPURITooLong(
+            raise falcon.HTTPUriTooLong(
                 description=f"The query string may have {QUERY_STRING_BYTES_MAX} bytes at most"
             )
         if (req.content_length or 0) > BODY_BYTES_MAX:

@@ -162,6 +162,6 @@ def parse_arguments(
         values[name] = value
     arguments: dict[str, Any] = {}
     for parameter in parameters:
-        value = values.get(parameter.name, parameter.default)
-        arguments[parameter.name] = None if value is None else parameter.parse(value, now_ns)
+        shown = values.get(parameter.name, parameter.default)
+        arguments[parameter.name] = None if shown is None else parameter.parse(shown, now_ns)
     return arguments

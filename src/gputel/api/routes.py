@@ -60,11 +60,10 @@ async def _gpus(request: Request) -> views.Json:
     rows = rows[:limit]
     latest: dict[int, list[Latest]] | None = None
     if arguments["latest"]:
-        latest = {}
-        for value in await request.query.latest(
-            arguments["metrics"], gpu_ids=[row.gpu_id for row in rows]
-        ):
-            latest.setdefault(value.gpu_id, []).append(value)
+        latest = {row.gpu_id: [] for row in rows}
+        for value in await request.query.latest(arguments["metrics"]):
+            if value.gpu_id in latest:
+                latest[value.gpu_id].append(value)
     return views.gpu_page(rows, str(rows[-1].gpu_id) if more else None, latest)
 
 

@@ -1,1 +1,12 @@
+"""One thin main per service, and what runs them all on one machine.
 
+process.py       what every service process does: config, logs, status port, ready, stop
+broker.py sink.py streamer.py api.py collector.py
+                 wiring of one stage
+announcement.py  what a child tells its supervisor
+child.py         one supervised process: spawn, ready, end
+supervisor.py    order, restarts with back-off, stop from source to sink
+up.py            the plan of `gputel up`
+state.py         the data directory's lock and what `gputel doctor` reads
+doctor.py        checks of the machine and of a running pipeline
+"""

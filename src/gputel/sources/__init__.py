@@ -9,8 +9,15 @@
 A source never blocks on what comes after it: it writes rows into rings and returns.
 """
 
-from gputel.sources.opening import open_source
+from typing import TYPE_CHECKING
+
+from gputel.lazy import lazy
 from gputel.sources.settings import SourceSettings
-from gputel.sources.source import Rings, Source
+
+if TYPE_CHECKING:
+    from gputel.sources.opening import open_source
+    from gputel.sources.source import Rings, Source
 
 __all__ = ["Rings", "Source", "SourceSettings", "open_source"]
+
+__getattr__ = lazy(__name__, {"open_source": "opening", "Rings": "source", "Source": "source"})

@@ -71,7 +71,7 @@ class Ping(msgspec.Struct, tag="ping", forbid_unknown_fields=True, frozen=True):
 
 
 Message = Subscribe | Unsubscribe | Ping
-_decoder = msgspec.json.Decoder(Message)
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,12 @@ def parse_message(text: str | bytes) -> Message:
             f"a message of {size_bytes} bytes; at most {limits.WS_MESSAGE_BYTES_MAX} are allowed",
         )
     try:
-        return _decoder.decode(text)
+        message: Message = _decoder.decode(text)
     except msgspec.ValidationError as error:
         raise MessageInvalid("invalid_message", str(error)) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise MessageInvalid("invalid_json", "the message is not JSON") from None
+    return message
 
 
 def select(message: Subscribe) -> Selection:

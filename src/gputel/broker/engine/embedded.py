@@ -1,7 +1,7 @@
 """The embedded engine: durable on one node, replicated nowhere.
 
 <data dir>/lock                                   held by the broker that runs
-<data dir>/topics/<topic>/topic.json              {"partitions": 4}
+<data dir>/topics/<topic>/topic.json              {"partitions": 4, "id": "..."}
 <data dir>/topics/<topic>/<partition>/<offset>.log        segments (record.py)
 <data dir>/topics/<topic>/<partition>/<offset>.producers  snapshots (producers.py)
 <data dir>/groups/<topic>/<group>.json            {"positions": {"0": 17}}
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +21,14 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from gputel import limits
+from gputel.broker.engine import NoRoom
 from gputel.broker.engine.commit import Committer, Writer
 from gputel.broker.engine.disk import Disk
-from gputel.broker.engine.partition import Partition, Tail
+from gputel.broker.engine.partition import Backlog, Partition, Tail
 from gputel.broker.engine.recovery import Recovered, recover
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import SYSTEM_CLOCK, Clock
-from gputel.errors import GputelError, InputError, ProducerFenced
+from gputel.errors import InputError, ProducerFenced
 
 _T = TypeVar("_T")
 
@@ -36,21 +38,19 @@ THROTTLE_MS = 250
 
 class _TopicFile(msgspec.Struct, forbid_unknown_fields=True):
     partitions: int
+    id: str
 
 
 class _PositionsFile(msgspec.Struct, forbid_unknown_fields=True):
     positions: dict[int, int]
 
 
-class TooManyTopics(GputelError):
-    """A broker that holds as many topics or producers as it may."""
-
-
 class Topic:
     """A set of partitions. See `TopicLog`."""
 
-    def __init__(self, name: str, partitions: tuple[Partition, ...]) -> None:
+    def __init__(self, name: str, id: str, partitions: tuple[Partition, ...]) -> None:
         self.name = name
+        self.id = id
         self._partitions = partitions
         # Epochs of producers that have opened a stream; it fences before it publishes.
         self._opened: dict[str, int] = {}
@@ -65,7 +65,7 @@ class Topic:
             raise ProducerFenced(producer, epoch, newest)
         full = len(self._opened) >= limits.PRODUCERS_PER_PARTITION_MAX
         if full and producer not in self._opened:
-            raise TooManyTopics(
+            raise NoRoom(
                 f"topic {self.name!r} has {len(self._opened)} producers, the most it may have"
             )
         self._opened[producer] = epoch
@@ -86,6 +86,7 @@ class Topic:
 
 class _Opened(NamedTuple):
     name: str
+    id: str
     partitions: list[tuple[Path, Recovered]]
 
 
@@ -108,6 +109,7 @@ class EmbeddedEngine:
         self._observe_commit_s = observe_commit_s
         self._topics: dict[str, Topic] = {}
         self._tail = Tail()
+        self._backlog = Backlog()
         self._opening = asyncio.Lock()
         self._lock_fd = -1
         self._readers: ThreadPoolExecutor | None = None
@@ -158,14 +160,15 @@ class EmbeddedEngine:
             if topic is not None:
                 return topic
             if len(self._topics) >= limits.TOPICS_MAX:
-                raise TooManyTopics(
-                    f"this broker holds {limits.TOPICS_MAX} topics, the most it may"
-                )
+                raise NoRoom(f"this broker holds {limits.TOPICS_MAX} topics, the most it may")
             opened = await self._call(self._create_topic, name)
             return await self._add(opened)
 
     def throttle_ms(self) -> int:
         return THROTTLE_MS if self.committer is not None and self.committer.is_full else 0
+
+    async def room(self) -> None:
+        await self._backlog.room()
 
     async def load_positions(self) -> Mapping[tuple[str, str], Mapping[int, int]]:
         return await self._call(self._load_positions)
@@ -213,7 +216,7 @@ class EmbeddedEngine:
         directory = self._data_dir / "topics" / name
         directory.mkdir(exist_ok=True)
         self._disk.sync_dir(directory.parent)
-        data = msgspec.json.encode(_TopicFile(self._settings.partitions))
+        data = msgspec.json.encode(_TopicFile(self._settings.partitions, uuid.uuid4().hex))
         self._disk.replace(directory / "topic.json", data)
         return self._open_topic(name)
 
@@ -223,7 +226,7 @@ class EmbeddedEngine:
         if not 1 <= facts.partitions <= limits.PARTITIONS_MAX:
             raise InputError(f"broker: {directory}/topic.json: {facts.partitions} partitions")
         paths = [directory / str(index) for index in range(facts.partitions)]
-        return _Opened(name, [(path, recover(path, self._disk)) for path in paths])
+        return _Opened(name, facts.id, [(path, recover(path, self._disk)) for path in paths])
 
     async def _add(self, opened: _Opened) -> Topic:
         assert self.committer is not None
@@ -236,6 +239,7 @@ class EmbeddedEngine:
                 recovered,
                 clock=self._clock,
                 tail=self._tail,
+                backlog=self._backlog,
                 readers=self._readers,
                 accepted=self.committer.accepted,
             )
@@ -243,7 +247,7 @@ class EmbeddedEngine:
             writer = await self._call(Writer, partition, durable, self._disk)
             self.committer.add(writer)
             partitions.append(partition)
-        topic = Topic(opened.name, tuple(partitions))
+        topic = Topic(opened.name, opened.id, tuple(partitions))
         self._topics[opened.name] = topic
         return topic
 

@@ -1,0 +1,141 @@
+"""The batcher: rows from the rings into columns, columns into chunks, chunks into frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from gputel import limits, wire
+from gputel.batch import Batch
+from gputel.catalog import MetricSet
+from gputel.clock import NS_PER_S
+from gputel.inventory import Event, Gpu
+from gputel.kernels import Columns
+from gputel.sources import Rings
+
+INVENTORY_PERIOD_S: Final = 60
+CHUNK_OVERHEAD_BYTES: Final = 16  # protobuf's tags and lengths around a chunk
+UUID_OVERHEAD_BYTES: Final = 48
+
+
+class Sealed(NamedTuple):
+    """One GPU's samples of one set, encoded."""
+
+    slot: int
+    batch: Batch
+    chunk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A frame before it has a sequence."""
+
+    node: str
+    gpus: tuple[wire.GpuChunks, ...]
+    inventory: tuple[Gpu, ...]
+    events: tuple[Event, ...]
+    rows: int
+    newest_ns: int
+
+
+class Batcher:
+    """Holds the columns between the rings and the frames; used on one thread."""
+
+    def __init__(self, rings: Rings, gpus: Sequence[Gpu], capacity_samples: int) -> None:
+        self._rings = rings
+        self._columns: Mapping[MetricSet, Columns] = {
+            metric_set: Columns(metric_set.storages, len(gpus), capacity_samples)
+            for metric_set in rings
+        }
+        self._sealed: list[Sealed] = []
+
+    def drain(self) -> int:
+        """Empty the rings into the columns; returns the rows moved."""
+        moved = 0
+        for metric_set, ring in self._rings.items():
+            columns = self._columns[metric_set]
+            while ring.pending_rows:
+                taken = columns.drain(ring)
+                moved += taken
+                if taken == 0:  # a GPU's columns are full
+                    self._seal(metric_set, columns)
+        return moved
+
+    def seal(self) -> list[Sealed]:
+        """Everything drained since the last seal, in slot order."""
+        for metric_set, columns in self._columns.items():
+            self._seal(metric_set, columns)
+        sealed, self._sealed = self._sealed, []
+        sealed.sort(key=lambda part: (part.slot, part.batch.metric_set.id))  # stable
+        return sealed
+
+    def _seal(self, metric_set: MetricSet, columns: Columns) -> None:
+        for part in columns.seal():
+            batch = Batch(metric_set, part.time_ns, part.sequence, part.columns, part.valid)
+            self._sealed.append(Sealed(part.gpu, batch, wire.encode_batch(batch)))
+
+
+class Framer:
+    """Packs chunks into frames of one node each, near FRAME_BYTES_TARGET."""
+
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
+        self.gpus = gpus
+        self._told_at_ns: dict[tuple[str, int], int] = {}
+
+    def frames(
+        self, sealed: Sequence[Sealed], events: Sequence[Event], now_ns: int, *, repeat: bool
+    ) -> Iterator[Draft]:
+        """The frames of one seal. `repeat`: tell the inventory every minute, not only once."""
+        units: dict[tuple[str, int], list[Sealed]] = {}
+        for part in sealed:
+            node = self.gpus[part.slot].node
+            units.setdefault((node, part.slot // limits.FRAME_GPUS_MAX), []).append(part)
+        left = list(events)
+        for unit, parts in units.items():
+            inventory = self._inventory(unit, now_ns, repeat=repeat)
+            for chosen in _pack(parts):
+                yield self._draft(unit[0], chosen, inventory, left)
+                inventory, left = (), []
+        if left and self.gpus:
+            yield Draft(self.gpus[0].node, (), (), tuple(left), 0, now_ns)
+
+    def _inventory(self, unit: tuple[str, int], now_ns: int, *, repeat: bool) -> tuple[Gpu, ...]:
+        told_ns = self._told_at_ns.get(unit)
+        fresh = not repeat or now_ns - (told_ns or 0) < INVENTORY_PERIOD_S * NS_PER_S
+        if told_ns is not None and fresh:
+            return ()
+        self._told_at_ns[unit] = now_ns
+        node, number = unit
+        first = number * limits.FRAME_GPUS_MAX
+        slots = range(first, min(first + limits.FRAME_GPUS_MAX, len(self.gpus)))
+        return tuple(self.gpus[slot] for slot in slots if self.gpus[slot].node == node)
+
+    def _draft(
+        self, node: str, parts: list[Sealed], inventory: tuple[Gpu, ...], events: list[Event]
+    ) -> Draft:
+        chunks: dict[str, list[bytes]] = {}
+        for part in parts:
+            chunks.setdefault(self.gpus[part.slot].uuid, []).append(part.chunk)
+        return Draft(
+            node,
+            tuple(wire.GpuChunks(uuid, tuple(found)) for uuid, found in chunks.items()),
+            inventory,
+            tuple(events),
+            rows=sum(len(part.batch) for part in parts),
+            newest_ns=max(int(part.batch.time_ns.max()) for part in parts),
+        )
+
+
+def _pack(parts: list[Sealed]) -> Iterator[list[Sealed]]:
+    chosen: list[Sealed] = []
+    size_bytes = 0
+    for part in parts:
+        cost = len(part.chunk) + CHUNK_OVERHEAD_BYTES + UUID_OVERHEAD_BYTES
+        if chosen and size_bytes + cost > limits.FRAME_BYTES_TARGET:
+            yield chosen
+            chosen, size_bytes = [], 0
+        chosen.append(part)
+        size_bytes += cost
+    if chosen:
+        yield chosen

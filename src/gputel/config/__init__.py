@@ -1,0 +1,40 @@
+"""The configuration: one YAML file, `GPUTEL_*` variables over it, command line flags over both.
+
+Nothing else in gputel reads the environment.
+"""
+
+from gputel.config.listen import Address, is_loopback, parse_address
+from gputel.config.load import (
+    default_data_dir,
+    dump,
+    effective,
+    load,
+    masked,
+    problems,
+    read_environment,
+)
+from gputel.config.settings import (
+    Config,
+    MessageQueueSettings,
+    ObserveSettings,
+    SinkSettings,
+)
+from gputel.config.yaml_file import read_yaml
+
+__all__ = [
+    "Address",
+    "Config",
+    "MessageQueueSettings",
+    "ObserveSettings",
+    "SinkSettings",
+    "default_data_dir",
+    "dump",
+    "effective",
+    "is_loopback",
+    "load",
+    "masked",
+    "parse_address",
+    "problems",
+    "read_environment",
+    "read_yaml",
+]

@@ -1,0 +1,193 @@
+"""Merge the file, the environment and the flags into one `Config`, or say what is wrong.
+
+Precedence, weakest first: defaults, file, `GPUTEL_SECTION__KEY`, flags. Every value is
+checked on its own, so that an error names where it came from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from gputel.config.listen import is_loopback, parse_address
+from gputel.config.settings import SECRETS, SECTIONS, Config
+from gputel.config.values import KEYS, Given, convert, dotted, nearest, unknown_key
+from gputel.config.values import Path as KeyPath
+from gputel.config.yaml_file import parse_yaml, read_yaml
+from gputel.errors import ConfigError
+
+PREFIX: Final = "GPUTEL_"
+#: Variables with that prefix that are read elsewhere: by the kernels' door, the build and
+#: the simulated driver.
+RESERVED: Final = frozenset({"GPUTEL_KERNELS", "GPUTEL_NATIVE_DIR", "GPUTEL_DEBUG", "GPUTEL_SIM"})
+LISTENERS: Final = (
+    ("broker", "listen"),
+    ("broker", "metrics_listen"),
+    ("sink", "listen"),
+    ("stream", "listen"),
+    ("api", "listen"),
+    ("collector", "listen"),
+)
+MASK: Final = "********"
+
+Values = dict[KeyPath, Given]
+
+
+def read_environment() -> dict[str, str]:
+    """The process's `GPUTEL_*` variables."""
+    return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+
+
+def default_data_dir() -> Path:
+    """/var/lib/gputel for root, gputel in the user's data directory (XDG) otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/gputel")
+    base = os.environ.get("XDG_DATA_HOME", "")
+    if not base.startswith("/"):  # the XDG specification: a relative path is ignored
+        base = str(Path.home() / ".local" / "share")
+    return Path(base) / "gputel"
+
+
+def load(
+    file: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+) -> Config:
+    """The effective configuration; ConfigError for the first thing that is wrong.
+
+    environment    `GPUTEL_*` variables; the process's own when None
+    flags          dotted path -> (flag as the user typed it, value)
+    """
+    tree = read_yaml(file) if file else {}
+    origin = str(file) if file else "defaults"
+    config, errors = effective(
+        tree, origin, read_environment() if environment is None else environment, flags or {}
+    )
+    if config is None:
+        raise errors[0]
+    return config
+
+
+def problems(text: str, origin: str, environment: Mapping[str, str]) -> list[ConfigError]:
+    """Everything that is wrong with a file's text under `environment`."""
+    try:
+        tree = parse_yaml(text, origin)
+    except ConfigError as error:
+        return [error]
+    return effective(tree, origin, environment, {})[1]
+
+
+def effective(
+    tree: Mapping[Any, Any],
+    origin: str,
+    environment: Mapping[str, str],
+    flags: Mapping[str, tuple[str, Any]],
+) -> tuple[Config | None, list[ConfigError]]:
+    """(configuration or None, everything that is wrong)."""
+    errors: list[ConfigError] = []
+    values, present = _from_tree(tree, origin, errors)
+    _from_environment(environment, values, errors)
+    for path, (flag, value) in flags.items():
+        values[tuple(path.split("."))] = Given(value, flag, isinstance(value, str))
+    converted: dict[KeyPath, Any] = {}
+    for key, given in values.items():
+        try:
+            converted[key] = convert(key, given)
+        except ConfigError as error:
+            errors.append(error)
+    if errors:
+        return None, errors
+    config = _build(converted, present)
+    errors = _check_addresses(config, values)
+    return (None if errors else config), errors
+
+
+def masked(config: Config) -> dict[str, Any]:
+    """The configuration as plain data, in which no secret can be read."""
+    tree: dict[str, Any] = msgspec.to_builtins(config)
+    for section, key in SECRETS:
+        if tree[section] is not None and tree[section][key]:
+            tree[section][key] = MASK
+    return tree
+
+
+def _from_tree(
+    tree: Mapping[Any, Any], origin: str, errors: list[ConfigError]
+) -> tuple[Values, set[str]]:
+    """The file's values, and the sections that it has (an empty one counts)."""
+    values: Values = {}
+    present: set[str] = set()
+    for name, content in tree.items():
+        if name not in Config.__struct_fields__:
+            errors.append(unknown_key((str(name)[:80],), origin))
+        elif name not in SECTIONS:
+            values[(name,)] = Given(content, origin, text=False)
+        elif isinstance(content, Mapping):
+            present.add(name)
+            for key, value in content.items():
+                if (name, key) in KEYS:
+                    values[(name, key)] = Given(value, origin, text=False)
+                else:
+                    errors.append(unknown_key((name, str(key)[:80]), origin))
+        elif content is not None:
+            message = "a section holds `key: value` lines"
+            errors.append(ConfigError(name, message, origin=origin))
+    return values, present
+
+
+def _from_environment(
+    environment: Mapping[str, str], values: Values, errors: list[ConfigError]
+) -> None:
+    names = {PREFIX + "__".join(path).upper(): path for path in KEYS}
+    for variable, value in sorted(environment.items()):
+        if variable in RESERVED or not variable.startswith(PREFIX):
+            continue
+        if variable in names:
+            values[names[variable]] = Given(value, variable, text=True)
+        else:
+            message = f"there is no such variable{nearest(variable, names)}"
+            errors.append(ConfigError(variable, message, origin="environment"))
+
+
+def _build(converted: Mapping[KeyPath, Any], present: set[str]) -> Config:
+    sections: dict[str, Any] = {}
+    for path, value in converted.items():
+        if len(path) == 1:
+            sections[path[0]] = value
+    for name, struct in SECTIONS.items():
+        keys = {path[1]: value for path, value in converted.items() if path[0] == name}
+        if keys or name in present:
+            sections[name] = struct(**keys)
+    return Config(**sections)
+
+
+def _check_addresses(config: Config, values: Values) -> list[ConfigError]:
+    errors = []
+    for path in (*LISTENERS, ("message_queue", "address")):
+        text = getattr(getattr(config, path[0]), path[1])
+        origin = values[path].origin if path in values else "defaults"
+        try:
+            address = parse_address(text)
+        except ValueError as error:
+            allowed = ("HOST:PORT", "[IPV6]:PORT")
+            errors.append(ConfigError(dotted(path), str(error), origin=origin, allowed=allowed))
+            continue
+        if path in LISTENERS and not is_loopback(address.host) and not config.insecure:
+            message = (
+                f"{text} can be reached from other machines, without encryption or password; "
+                "listen on 127.0.0.1, or say so with --insecure or `insecure: true`"
+            )
+            errors.append(ConfigError(dotted(path), message, origin=origin))
+    return errors
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML, secrets masked."""
+    text: str = yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True)
+    return text

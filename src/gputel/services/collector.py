@@ -1,0 +1,62 @@
+"""The collector process: from a source to the broker, and the node exporter."""
+
+from __future__ import annotations
+
+from gputel import broker
+from gputel.catalog import Cadence
+from gputel.clock import NS_PER_S
+from gputel.collector.collector import Collector
+from gputel.config import Config
+from gputel.services.process import Process
+from gputel.sources import Source
+from gputel.sources.opening import open_source
+
+
+async def serve(process: Process) -> None:
+    """Sample, publish and export until told to stop; a finite source leaves us running."""
+    config = process.config
+    source = source_of(config)
+    client = await broker.connect(config.message_queue.address)
+    try:
+        collector = Collector(
+            config.collector,
+            source,
+            client,
+            config.message_queue.topic,
+            process.telemetry,
+            process.health,
+        )
+        async with process.status_port(config.collector.listen, collector.exposition) as status:
+            await collector.start()
+            try:
+                facts = {
+                    "source": source.name,
+                    "description": source.description,
+                    "reason": reason(config.source.kind, source),
+                }
+                process.ready(collector=status.url, facts=facts)
+                await process.until_stopped()
+            finally:
+                await collector.stop()
+    finally:
+        await client.close()
+
+
+def source_of(config: Config) -> Source:
+    """The configured source. SourceUnavailable, InputError."""
+    rates_hz = {
+        Cadence.FAST: config.collector.fast_hz,
+        Cadence.MEDIUM: config.collector.medium_hz,
+        Cadence.SLOW: config.collector.slow_hz,
+    }
+    periods_ns = {cadence: round(NS_PER_S / hz) for cadence, hz in rates_hz.items()}
+    return open_source(config.source, periods_ns)
+
+
+def reason(kind: str, source: Source) -> str:
+    """Why this source, for people."""
+    if kind != "auto":
+        return f"chosen by source.kind {kind}"
+    if source.name == "nvml":
+        return "an NVIDIA driver is here"
+    return "no NVIDIA driver here, so the GPUs are simulated"

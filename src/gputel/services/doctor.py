@@ -1,0 +1,198 @@
+"""`gputel doctor`: what this machine has, how the running pipeline is, and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import http.client
+import importlib
+import json
+import re
+import shutil
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from gputel.config import Config, default_data_dir, parse_address
+from gputel.limits import MIB
+from gputel.services.state import FREE_BYTES_MIN, UpState, is_running, read_state
+
+TIMEOUT_S: Final = 3.0
+ANSWER_BYTES_MAX: Final = 8 * MIB
+FRESH_S: Final = 30.0
+LAG_METRIC: Final = re.compile(r"^gputel_sink_lag\w*(?:\{[^}]*\})? ([0-9.e+]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding; `advice` is what to do when it is not well."""
+
+    name: str
+    well: bool
+    finding: str
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+async def examine(config: Config) -> list[Check]:
+    """All checks: of the machine, then of the pipeline on the data directory if one runs."""
+    data_dir = Path(config.data_dir) if config.data_dir else default_data_dir()
+    checks = [_python(), _kernels(), _driver(config.source.kind), _disk(data_dir)]
+    state = read_state(data_dir) if is_running(data_dir) else None
+    if state is None:
+        checks += _ports(config)
+        finding = f"none runs on {data_dir}"
+        return [*checks, Check("pipeline", True, finding, "start it with `gputel up`")]
+    return [*checks, *await asyncio.to_thread(_pipeline, state)]
+
+
+def _python() -> Check:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    return Check("python", sys.version_info >= (3, 11), version, "")
+
+
+def _kernels() -> Check:
+    try:
+        importlib.import_module("gputel.kernels")
+    except Exception as error:  # whatever it is, it is what the user needs to know
+        return Check("kernels", False, f"not usable: {error}", "build them with `make build`")
+    return Check("kernels", True, "loaded")
+
+
+def _driver(kind: str) -> Check:
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        finding = "no NVIDIA driver library (libnvidia-ml.so.1) on this machine"
+        if kind == "nvml":
+            return Check("driver", False, finding, "install the driver, or use --source sim")
+        return Check("driver", True, f"{finding}; GPUs are simulated with --source auto")
+    return Check("driver", True, "libnvidia-ml.so.1 is here")
+
+
+def _disk(data_dir: Path) -> Check:
+    place = data_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    well = free >= 4 * FREE_BYTES_MIN
+    advice = "" if well else "free some space, or choose another --data-dir"
+    return Check("disk", well, f"{free // MIB} MiB free for {data_dir}", advice)
+
+
+def _ports(config: Config) -> list[Check]:
+    """Are the configured ports free? Asked only when no pipeline of ours holds them."""
+    listeners = {
+        "collector": config.collector.listen,
+        "broker": config.broker.listen,
+        "broker metrics": config.broker.metrics_listen,
+        "sink": config.sink.listen,
+        "api": config.api.listen,
+        "stream": config.stream.listen,
+    }
+    checks = []
+    for name, listen in listeners.items():
+        host, port = parse_address(listen)
+        try:
+            with socket.create_connection((host, port), timeout=0.5):
+                taken = True
+        except OSError:
+            taken = False
+        advice = f"stop what listens there, or change {name.replace(' ', '.')}.listen"
+        finding = f"{listen} is {'taken' if taken else 'free'}"
+        checks.append(Check(f"port {name}", not taken, finding, advice if taken else ""))
+    return checks
+
+
+def _pipeline(state: UpState) -> list[Check]:
+    well = state.state == "ready"
+    finding = f"`gputel up` (pid {state.pid}) is {state.state}, source {state.source or 'unknown'}"
+    checks = [Check("pipeline", well, finding, "" if well else "wait a moment and ask again")]
+    for name, service in state.services.items():
+        restarts = f", restarted {service.restarts} times, last: {service.last_end}"
+        history = restarts if service.restarts else ""
+        finding = f"{service.state}{history}"
+        if service.state != "ready":
+            checks.append(Check(name, False, finding, "look at the log of `gputel up`"))
+            continue
+        url = _status_url(service.addresses)
+        problems = _failing(url) if url else []
+        if problems:
+            finding += f"; {'; '.join(problems)}"
+        advice = "it may pass by itself; else look at the log of `gputel up`" if problems else ""
+        checks.append(Check(name, not problems, finding, advice))
+    if "sink" in state.services:
+        checks += _lag(state.services["sink"].addresses.get("sink", ""))
+    if "api" in state.services:
+        finite = state.source == "replay"
+        checks += _freshness(state.services["api"].addresses.get("api", ""), finite=finite)
+    return checks
+
+
+def _status_url(addresses: dict[str, str]) -> str:
+    """The HTTP address among those that a service announced."""
+    return next((url for url in addresses.values() if url.startswith("http://")), "")
+
+
+def _get(url: str) -> tuple[int, bytes]:
+    """(status, body) of a GET; OSError or HTTPException when there is no answer."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""))
+        response = connection.getresponse()
+        return response.status, response.read(ANSWER_BYTES_MAX)
+    finally:
+        connection.close()
+
+
+def _failing(url: str) -> list[str]:
+    """What /healthz and /readyz complain about."""
+    problems: dict[str, str] = {}
+    for path in ("/healthz", "/readyz"):
+        try:
+            status, body = _get(url + path)
+            checks = json.loads(body)["checks"]
+        except (OSError, http.client.HTTPException) as error:
+            return [f"{url}{path} does not answer: {error}"]
+        except (ValueError, KeyError, TypeError):
+            return [f"{url}{path} answers something else"]
+        if status != http.client.OK:
+            problems |= {name: said for name, said in checks.items() if said != "ok"}
+    return [f"{name}: {said}" for name, said in problems.items()]
+
+
+def _lag(url: str) -> list[Check]:
+    try:
+        _, body = _get(f"{url}/metrics")
+    except (OSError, http.client.HTTPException):
+        return []  # the sink's own check says so
+    found = LAG_METRIC.findall(body.decode(errors="replace"))
+    if not found:
+        return []
+    return [Check("lag", True, f"{sum(map(float, found)):.0f} frames wait to be stored")]
+
+
+def _freshness(url: str, *, finite: bool) -> list[Check]:
+    """Age of the newest sample that the API knows; a replayed file may be as old as it is."""
+    try:
+        status, body = _get(f"{url}/api/v1/gpus")
+        gpus = json.loads(body)["gpus"] if status == http.client.OK else None
+        seen = [datetime.fromisoformat(gpu["last_seen"]) for gpu in gpus] if gpus else []
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        return [Check("end to end", False, f"the API's answer is unusable: {error!r}", "")]
+    if not seen:
+        advice = "wait until the first samples are stored; then see the collector's log"
+        return [Check("end to end", False, "the API knows no GPU", advice)]
+    age_s = (datetime.now(UTC) - max(seen)).total_seconds()
+    well = finite or age_s < FRESH_S
+    finding = f"{len(seen)} GPUs, newest sample {age_s:.1f} s old"
+    advice = "" if well else "see which stage above is not well"
+    return [Check("end to end", well, finding, advice)]

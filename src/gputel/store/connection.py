@@ -1,0 +1,173 @@
+"""The way to PostgreSQL: one pool, and its errors in our words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Generator
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import asyncpg
+
+from gputel.errors import DatabaseUnavailable
+from gputel.store import schema
+from gputel.store.settings import DatabaseSettings, StoreSettings
+
+CONNECT_TIMEOUT_S: Final = 10.0
+COMMAND_TIMEOUT_S: Final = 120.0
+POOL_SIZE_DEFAULT: Final = 8
+
+# asyncpg's classes are generic in its stubs only.
+if TYPE_CHECKING:
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+else:
+    Connection = asyncpg.Connection
+
+
+class Store:
+    """A pool of sessions on one database. Made by `connect`."""
+
+    def __init__(self, settings: DatabaseSettings, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        self.settings = settings
+        self._pool = pool
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncGenerator[Connection]:
+        """A session from the pool; whatever says that the server is away, refuses us or
+        lacks rights becomes DatabaseUnavailable, errors of the data pass unchanged."""
+        with translated(self.settings):
+            async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+                yield connection  # type: ignore[misc]
+
+    async def dedicated(self) -> Connection:
+        """A session outside the pool, for locks that live as long as it; the caller closes it."""
+        return await _open(self.settings)
+
+    async def migrate(self, settings: StoreSettings) -> None:
+        """Bring the schema up to date; safe with several processes at once."""
+        connection = await self.dedicated()
+        try:
+            with translated(self.settings):
+                await schema.migrate(connection)
+        finally:
+            await _close(connection)
+
+    def unavailable(self, error: BaseException) -> DatabaseUnavailable:
+        """`error` for whoever may try again later."""
+        return explain(error, self.settings) or DatabaseUnavailable(
+            f"{self.settings!r}: {error}", hint="it is tried again"
+        )
+
+    async def close(self) -> None:
+        """Close all sessions, those in use after a moment."""
+        try:
+            async with asyncio.timeout(5):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+
+async def connect(settings: DatabaseSettings, *, size_max: int = POOL_SIZE_DEFAULT) -> Store:
+    """Connect and check that the server answers; DatabaseUnavailable with what to do.
+
+    `size_max` bounds the sessions held; they are opened when needed, and again after the
+    server was away.
+    """
+    first = await _open(settings)
+    await _close(first)
+    with translated(settings):
+        pool = await asyncpg.create_pool(
+            **_arguments(settings),
+            min_size=0,
+            max_size=size_max,
+            max_inactive_connection_lifetime=60,
+        )
+    return Store(settings, pool)
+
+
+@contextlib.contextmanager
+def translated(settings: DatabaseSettings) -> Generator[None]:
+    """Turn errors about the server, not about the data, into DatabaseUnavailable."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        explained = explain(error, settings)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def explain(error: BaseException, settings: DatabaseSettings) -> DatabaseUnavailable | None:
+    """`error` as DatabaseUnavailable with what to do; None when it is about the data."""
+    message, hint = _explanation(error, settings)
+    if not message:
+        return None
+    return DatabaseUnavailable(f"{settings!r}: {message}", hint=hint)
+
+
+def _explanation(error: BaseException, settings: DatabaseSettings) -> tuple[str, str]:
+    where = f"{settings.host}:{settings.port}"
+    match error:
+        case asyncpg.InvalidAuthorizationSpecificationError():  # wrong password included
+            return str(error), "check database.user and database.password, and pg_hba.conf"
+        case asyncpg.InvalidCatalogNameError():
+            return str(error), f"create it: createdb -O {settings.user} {settings.dbname}"
+        case asyncpg.InsufficientPrivilegeError():
+            return str(error), (
+                f"gputel needs its own database: ALTER DATABASE {settings.dbname} "
+                f"OWNER TO {settings.user}"
+            )
+        case asyncpg.ReadOnlySQLTransactionError():
+            return str(error), "this is a standby or read-only: point `database` to the primary"
+        case asyncpg.TooManyConnectionsError():
+            return str(error), "raise max_connections of the server"
+        case asyncpg.DiskFullError() | asyncpg.OutOfMemoryError():
+            return str(error), "make room on the database server"
+        case asyncpg.CannotConnectNowError() | asyncpg.OperatorInterventionError():
+            return str(error), "the server is starting or stopping: it is tried again"
+        case asyncpg.PostgresConnectionError():
+            return str(error) or "the connection was lost", "is the server running?"
+        case asyncpg.ClientConfigurationError():
+            return str(error), "check database.sslmode and its certificates"
+        case asyncpg.InterfaceError() if "clos" in str(error):
+            return str(error), "is the server running?"
+        case TimeoutError():
+            return f"no answer from {where}", "is the server running, and is the port right?"
+        case OSError():
+            reason = error.strerror or str(error)
+            return f"can't connect to {where}: {reason}", "is PostgreSQL running there?"
+    return "", ""
+
+
+def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "user": settings.user,
+        "password": settings.password,
+        "database": settings.dbname,
+        "ssl": settings.sslmode,
+        "timeout": CONNECT_TIMEOUT_S,
+        "command_timeout": COMMAND_TIMEOUT_S,
+        # A sink whose machine is gone must not hold its locks for long.
+        "server_settings": {
+            "application_name": "gputel",
+            "timezone": "UTC",
+            "tcp_keepalives_idle": "3",
+            "tcp_keepalives_interval": "1",
+            "tcp_keepalives_count": "2",
+        },
+    }
+
+
+async def _open(settings: DatabaseSettings) -> Connection:
+    with translated(settings):
+        connection: Connection = await asyncpg.connect(**_arguments(settings))
+        return connection
+
+
+async def _close(connection: Connection) -> None:
+    try:
+        await connection.close(timeout=2)
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()

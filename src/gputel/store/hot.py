@@ -1,0 +1,219 @@
+"""Hot rows: samples as wide rows, into PostgreSQL and back, always as binary COPY.
+
+Rows read back have a fixed width: a NULL travels as 0 beside a false flag, and a numeric
+as a shifted bigint, so that the stream is one numpy view and no value becomes a Python
+object on its way.
+
+    +---------+------+------+------+------+------+------+----- a metric -----+------+
+    | fields  | 4-8  | time | 4-8  | epoch| 4-8  | seq. | 4-1 | flag | 4-8 | value| ...
+    |  i16    | i32  | i64  | i32  | i64  | i32  | i64  | i32 |  u8  | i32 | 4,8 B|
+    +---------+------+------+------+------+------+------+-----+------+-----+------+
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from gputel.batch import DTYPES, Batch
+from gputel.catalog import Metric, MetricSet, Storage
+from gputel.clock import NS_PER_US
+from gputel.kernels import CopyField, copy_binary
+from gputel.store import schema
+
+if TYPE_CHECKING:
+    from gputel.store.connection import Connection
+
+KEY_COLUMNS: Final = ("gpu_id", "time", "epoch", "sequence")
+_EPOCH_2000_US: Final = 946_684_800_000_000
+_HEADER_BYTES: Final = 19
+_TRAILER_BYTES: Final = 2
+_U64_SHIFT: Final = 2**63
+
+_READ_TYPES: Final = {
+    Storage.F32: ">f4",
+    Storage.F64: ">f8",
+    Storage.I64: ">i8",
+    Storage.U64: ">i8",
+}
+
+Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """n samples of one GPU and set, with the chosen metrics only.
+
+    time_ns, epoch, sequence: int64[n]; columns and valid: one array[n] a chosen metric.
+    """
+
+    time_ns: Int64s
+    epoch: Int64s
+    sequence: Int64s
+    columns: tuple[Values, ...]
+    valid: tuple[Bools, ...]
+
+    def __len__(self) -> int:
+        return len(self.time_ns)
+
+    def take(self, index: Int64s | Bools | slice) -> Rows:
+        """The rows that `index` (positions, mask or slice) names."""
+        return Rows(
+            self.time_ns[index],
+            self.epoch[index],
+            self.sequence[index],
+            tuple(column[index] for column in self.columns),
+            tuple(mask[index] for mask in self.valid),
+        )
+
+    def points(self) -> Int64s:
+        """int64[n]: how many values each row holds."""
+        total = np.zeros(len(self), np.int64)
+        for mask in self.valid:
+            total += mask
+        return total
+
+
+def from_batch(batch: Batch, epoch: int, metrics: Sequence[Metric]) -> Rows:
+    """The chosen metrics of a batch."""
+    at = [batch.metric_set.column(metric) for metric in metrics]
+    return Rows(
+        batch.time_ns,
+        np.full(len(batch), epoch, np.int64),
+        batch.sequence,
+        tuple(batch.columns[i] for i in at),
+        tuple(batch.mask(i) for i in at),
+    )
+
+
+def concatenate(pieces: Sequence[Rows]) -> Rows:
+    """One after the other; at least one piece."""
+    if len(pieces) == 1:
+        return pieces[0]
+    width = len(pieces[0].columns)
+    return Rows(
+        np.concatenate([piece.time_ns for piece in pieces]),
+        np.concatenate([piece.epoch for piece in pieces]),
+        np.concatenate([piece.sequence for piece in pieces]),
+        tuple(np.concatenate([piece.columns[i] for piece in pieces]) for i in range(width)),
+        tuple(np.concatenate([piece.valid[i] for piece in pieces]) for i in range(width)),
+    )
+
+
+async def write(
+    connection: Connection,
+    metric_set: MetricSet,
+    pieces: Sequence[tuple[int, int, Batch]],
+    *,
+    skip_present: bool = False,
+) -> int:
+    """COPY the batches of (gpu_id, epoch, batch) in one stream; returns how many rows are new.
+
+    `skip_present`: rows that the table holds already are left out, instead of failing.
+    """
+    rows = sum(len(batch) for _, _, batch in pieces)
+    lengths = [len(batch) for _, _, batch in pieces]
+    ids = np.repeat(np.array([gpu_id for gpu_id, _, _ in pieces], np.int64), lengths)
+    epochs = np.repeat(np.array([epoch for _, epoch, _ in pieces], np.int64), lengths)
+    batches = [batch for _, _, batch in pieces]
+    fields = [
+        CopyField("int8", ids),
+        CopyField("timestamptz_ns", np.concatenate([batch.time_ns for batch in batches])),
+        CopyField("int8", epochs),
+        CopyField("int8", np.concatenate([batch.sequence for batch in batches])),
+    ]
+    names = list(KEY_COLUMNS)
+    for i, metric in enumerate(metric_set.metrics):
+        valid = np.concatenate([batch.mask(i) for batch in batches])
+        if not valid.any():
+            continue  # a column left out is NULL
+        values = np.concatenate([batch.columns[i] for batch in batches])
+        fields.append(CopyField(schema.COPY_TYPES[metric.storage], values, valid))
+        names.append(metric.name)
+    stream = copy_binary(rows, fields)
+    return await copy_in(
+        connection, schema.hot_table(metric_set), names, stream, rows, skip_present
+    )
+
+
+async def copy_in(
+    connection: Connection,
+    table: str,
+    names: Sequence[str],
+    stream: bytes,
+    rows: int,
+    skip_present: bool,
+) -> int:
+    """COPY a stream into `table`; with `skip_present` through a temporary table."""
+    target = table
+    if skip_present:
+        target = "incoming"
+        await connection.execute(f"CREATE TEMPORARY TABLE incoming (LIKE {table}) ON COMMIT DROP")
+    await connection.copy_to_table(
+        target, source=io.BytesIO(stream), columns=list(names), format="binary"
+    )
+    if not skip_present:
+        return rows
+    done = await connection.execute(
+        f"INSERT INTO {table} SELECT * FROM incoming ON CONFLICT DO NOTHING"
+    )
+    await connection.execute("DROP TABLE incoming")
+    return int(done.rsplit(" ", 1)[1])
+
+
+async def read(
+    connection: Connection,
+    table: str,
+    metrics: Sequence[Metric],
+    where: str,
+    arguments: Sequence[object],
+    tail: str = "",
+) -> Rows:
+    """The rows of `table` for which the SQL condition `where` holds, in the order of `tail`."""
+    cells = [f"({m.name} IS NOT NULL), {_read_expression(m)}" for m in metrics]
+    selected = ", ".join(["time", "epoch", "sequence", *cells])
+    query = f"SELECT {selected} FROM {table} WHERE {where} {tail}"
+    output = io.BytesIO()
+    await connection.copy_from_query(query, *arguments, output=output, format="binary")
+    return parse(output.getbuffer(), metrics)
+
+
+def parse(stream: memoryview, metrics: Sequence[Metric]) -> Rows:
+    """The rows of a binary COPY stream of the form drawn above."""
+    layout: list[tuple[str, str]] = [("fields", ">i2")]
+    for name in ("time", "epoch", "sequence"):
+        layout += [(f"{name}_length", ">i4"), (name, ">i8")]
+    for i, metric in enumerate(metrics):
+        layout += [(f"flag{i}_length", ">i4"), (f"flag{i}", "?")]
+        layout += [(f"value{i}_length", ">i4"), (f"value{i}", _READ_TYPES[metric.storage])]
+    dtype = np.dtype(layout)
+    body = len(stream) - _HEADER_BYTES - _TRAILER_BYTES
+    assert body % dtype.itemsize == 0, "every row has the same width"
+    table = np.frombuffer(stream, dtype, body // dtype.itemsize, _HEADER_BYTES)
+    columns = []
+    for i, metric in enumerate(metrics):
+        if metric.storage is Storage.U64:
+            column: Values = table[f"value{i}"].astype("<i8").view("<u8") ^ np.uint64(_U64_SHIFT)
+        else:
+            column = table[f"value{i}"].astype(DTYPES[metric.storage.value])
+        columns.append(column)
+    return Rows(
+        cast(Int64s, (table["time"].astype("<i8") + _EPOCH_2000_US) * NS_PER_US),
+        table["epoch"].astype("<i8"),
+        table["sequence"].astype("<i8"),
+        tuple(columns),
+        tuple(table[f"flag{i}"].astype(np.bool_) for i in range(len(metrics))),
+    )
+
+
+def _read_expression(metric: Metric) -> str:
+    if metric.storage is Storage.U64:
+        return f"(coalesce({metric.name}, 0) - {_U64_SHIFT})::bigint"
+    return f"coalesce({metric.name}, 0)"

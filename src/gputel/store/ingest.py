@@ -1,0 +1,319 @@
+"""Messages into tables, exactly once.
+
+One transaction moves the partition's offset (compare and set), moves each producer's mark,
+drops the repeats that the mark shows, and copies everything that is new. Whatever happens
+in between, the messages are either stored and behind the offset, or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+
+from gputel.clock import SYSTEM_CLOCK, Clock
+from gputel.store import chunks, frames, hot, rollup
+from gputel.store.chunks import Chunk
+from gputel.store.claim import Claim, ClaimLost
+from gputel.store.frames import Content, Message, Poison
+from gputel.store.inventory import GpuIds, Identity
+from gputel.store.partitions import Partitions
+from gputel.store.settings import StoreSettings
+from gputel.store.times import to_datetime
+
+if TYPE_CHECKING:
+    from gputel.store.connection import Connection, Store
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS_MAX: Final = 5
+REASON_CHARACTERS_MAX: Final = 1000
+
+# The transaction's fault, not the data's: the same statements may pass when tried again.
+_TRANSIENT: Final = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InvalidCachedStatementError,
+)
+
+
+@dataclass(slots=True)
+class Committed:
+    """What one or more transactions did."""
+
+    frames: int = 0
+    rows: int = 0
+    chunks: int = 0
+    size_bytes: int = 0
+    repeated_frames: int = 0
+    repeated_rows: int = 0
+    dead_letters: int = 0
+    #: When the stored frames were sealed.
+    sealed_at_ns: tuple[int, ...] = ()
+
+    def add(self, other: Committed) -> None:
+        """Sum up."""
+        self.frames += other.frames
+        self.rows += other.rows
+        self.chunks += other.chunks
+        self.size_bytes += other.size_bytes
+        self.repeated_frames += other.repeated_frames
+        self.repeated_rows += other.repeated_rows
+        self.dead_letters += other.dead_letters
+        self.sealed_at_ns += other.sealed_at_ns
+
+
+class Ingest:
+    """Writes messages; one object serves all workers of a process."""
+
+    def __init__(self, store: Store, settings: StoreSettings, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._store = store
+        self._clock = clock
+        self._partitions = Partitions(store, settings)
+        self._ids = GpuIds()
+
+    async def commit(self, claim: Claim, messages: Sequence[Message]) -> Committed:
+        """Store `messages`, which ascend in offset and begin at `claim.next_offset` or later.
+
+        A message that can't be read, or that the database refuses, becomes a dead letter.
+        ClaimLost: nothing was stored. DatabaseUnavailable: unknown for the last transaction;
+        claim the partition again to learn where it stands.
+        """
+        assert messages, "nothing to commit"
+        assert messages[0].offset >= claim.next_offset
+        now_ns = self._clock.time_ns()
+        items = [frames.read_message(message, now_ns) for message in messages]
+        done = Committed()
+        refused = await self._commit(claim, items, done)
+        if refused and len(items) > 1:
+            # One of them is at fault: the others must not suffer.
+            for item in items:
+                reason = await self._commit(claim, [item], done)
+                if reason:
+                    await self._commit_poison(claim, Poison(item.message, reason), done)
+        elif refused:
+            await self._commit_poison(claim, Poison(items[0].message, refused), done)
+        return done
+
+    async def _commit_poison(self, claim: Claim, poison: Poison, done: Committed) -> None:
+        refused = await self._commit(claim, [poison], done)
+        assert not refused, f"a dead letter was refused: {refused}"
+
+    async def _commit(
+        self, claim: Claim, items: Sequence[Content | Poison], done: Committed
+    ) -> str:
+        """One transaction, tried a few times; what the database says against the data, or ''."""
+        skip_present = False
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            try:
+                done.add(await self._attempt(claim, items, skip_present=skip_present))
+            except asyncpg.UniqueViolationError:
+                # Rows that are there already, from a producer that had another name.
+                skip_present = True
+            except (
+                asyncpg.CheckViolationError,
+                asyncpg.UndefinedTableError,
+                asyncpg.InternalServerError,
+            ) as error:
+                # A partition was sealed or dropped since we looked, or while we waited for
+                # its lock ("could not open relation", an internal error to PostgreSQL).
+                self._partitions.forget()
+                if attempt == ATTEMPTS_MAX:
+                    return _reason(error)
+            except _TRANSIENT as error:
+                if attempt == ATTEMPTS_MAX:
+                    raise self._store.unavailable(error) from error
+            except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+                return _reason(error)
+            except (ValueError, TypeError, OverflowError) as error:
+                return _reason(error)  # a value that its column can't hold
+            else:
+                return ""
+        return "rows were refused as repeats of others, again and again"
+
+    async def _attempt(
+        self, claim: Claim, items: Sequence[Content | Poison], *, skip_present: bool
+    ) -> Committed:
+        contents = [item for item in items if isinstance(item, Content)]
+        await self._partitions.ensure(frames.needed_partitions(contents))
+        async with self._store.session() as session:
+            async with session.transaction():
+                await _advance(session, claim, items[-1].message.offset + 1)
+                marks = await _load_marks(session, claim, items)
+                fresh, marks, repeated = _without_repeats(items, marks)
+                await _write_marks(session, claim, marks)
+                contents = [item for item in fresh if isinstance(item, Content)]
+                known = await self._ids.write(session, frames.sightings(contents))
+                ids = {identity: entry.gpu_id for identity, entry in known.items()}
+                done = await _write_samples(session, contents, ids, skip_present=skip_present)
+                await _write_events(session, contents)
+                poison = [item for item in fresh if isinstance(item, Poison)]
+                await _write_dead_letters(session, claim, poison)
+            # Committed: now the memory follows.
+            claim.next_offset = items[-1].message.offset + 1
+            claim.marks.update(marks)
+            self._ids.remember(known)
+        done.frames = len(contents)
+        done.repeated_frames = repeated
+        done.dead_letters = len(poison)
+        done.size_bytes = sum(len(content.message.payload) for content in contents)
+        done.sealed_at_ns = tuple(content.sealed_at_ns for content in contents)
+        return done
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+async def _advance(session: Connection, claim: Claim, next_offset: int) -> None:
+    done = await session.execute(
+        "UPDATE sink_offset SET next_offset = $1, committed_at = now() WHERE topic = $2 "
+        "AND partition = $3 AND next_offset = $4 AND owner_epoch = $5",
+        next_offset,
+        claim.topic,
+        claim.partition,
+        claim.next_offset,
+        claim.owner_epoch,
+    )
+    if done != "UPDATE 1":
+        raise ClaimLost(f"partition {claim.partition} of {claim.topic}: another sink has it")
+
+
+async def _load_marks(
+    session: Connection, claim: Claim, items: Sequence[Content | Poison]
+) -> dict[str, tuple[int, int]]:
+    """The marks of the producers in `items`; those not cached are read."""
+    producers = {item.message.producer for item in items}
+    marks = {name: claim.marks[name] for name in producers if name in claim.marks}
+    if len(marks) < len(producers):
+        for name, epoch, sequence in await session.fetch(
+            "SELECT producer, epoch, sequence FROM producer_mark "
+            "WHERE topic = $1 AND partition = $2 AND producer = ANY($3)",
+            claim.topic,
+            claim.partition,
+            list(producers - marks.keys()),
+        ):
+            marks[name] = (epoch, sequence)
+    return marks
+
+
+def _without_repeats(
+    items: Sequence[Content | Poison], marks: dict[str, tuple[int, int]]
+) -> tuple[list[Content | Poison], dict[str, tuple[int, int]], int]:
+    """(what is above its producer's mark, the marks afterwards, how many were not)."""
+    after = dict(marks)
+    fresh = []
+    for item in items:
+        message = item.message
+        identity = (message.epoch, message.sequence)
+        if identity > after.get(message.producer, (0, 0)):
+            after[message.producer] = identity
+            fresh.append(item)
+    return fresh, after, len(items) - len(fresh)
+
+
+async def _write_marks(
+    session: Connection, claim: Claim, marks: dict[str, tuple[int, int]]
+) -> None:
+    changed = {name: mark for name, mark in marks.items() if claim.marks.get(name) != mark}
+    if not changed:
+        return
+    await session.execute(
+        "INSERT INTO producer_mark (topic, partition, producer, epoch, sequence, updated_at) "
+        "SELECT $1, $2, producer, epoch, sequence, now() "
+        "FROM unnest($3::text[], $4::bigint[], $5::bigint[]) AS m (producer, epoch, sequence) "
+        "ON CONFLICT (topic, partition, producer) DO UPDATE SET epoch = excluded.epoch, "
+        "sequence = excluded.sequence, updated_at = excluded.updated_at",
+        claim.topic,
+        claim.partition,
+        list(changed),
+        [epoch for epoch, _ in changed.values()],
+        [sequence for _, sequence in changed.values()],
+    )
+
+
+async def _write_samples(
+    session: Connection,
+    contents: Sequence[Content],
+    ids: dict[Identity, int],
+    *,
+    skip_present: bool,
+) -> Committed:
+    done = Committed()
+    for metric_set, pieces in frames.hot_pieces(contents).items():
+        batches = [(ids[p.identity], content.message.epoch, p.batch) for content, p in pieces]
+        offered = sum(len(batch) for _, _, batch in batches)
+        new = await hot.write(session, metric_set, batches, skip_present=skip_present)
+        done.rows += new
+        done.repeated_rows += offered - new
+    direct = [
+        (Chunk.of(ids[p.identity], content.message.epoch, p.batch, p.chunk), p.batch)
+        for content, p in frames.chunk_pieces(contents)
+        if p.chunk is not None
+    ]
+    offered_chunks = [chunk for chunk, _ in direct]
+    written = {
+        id(chunk)
+        for chunk in await chunks.write(session, offered_chunks, skip_present=skip_present)
+    }
+    written_buckets = []
+    for chunk, batch in direct:
+        if id(chunk) not in written:
+            done.repeated_rows += chunk.samples
+            continue
+        done.chunks += 1
+        done.rows += chunk.samples
+        metrics = batch.metric_set.metrics
+        rows = hot.from_batch(batch, chunk.epoch, metrics)
+        written_buckets += rollup.buckets(chunk.gpu_id, metrics, rows)
+    await rollup.add(session, written_buckets)
+    return done
+
+
+async def _write_events(session: Connection, contents: Sequence[Content]) -> None:
+    rows = [
+        (
+            to_datetime(event.time_ns),
+            content.node,
+            event.gpu_uuid,
+            event.kind.value,
+            event.code,
+            event.message,
+        )
+        for content in contents
+        for event in content.events
+    ]
+    if rows:
+        await session.executemany(
+            "INSERT INTO event (time, node, gpu_uuid, kind, code, message) "
+            "VALUES ($1, $2, $3, $4, $5, $6)",
+            rows,
+        )
+
+
+async def _write_dead_letters(session: Connection, claim: Claim, poison: Sequence[Poison]) -> None:
+    for item in poison:
+        message = item.message
+        log.warning(
+            "partition %d offset %d of %s goes to dead_letter: %s",
+            claim.partition,
+            message.offset,
+            claim.topic,
+            item.reason,
+        )
+        await session.execute(
+            'INSERT INTO dead_letter (topic, partition, "offset", producer, epoch, sequence, '
+            "reason, payload) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            claim.topic,
+            claim.partition,
+            message.offset,
+            message.producer,
+            message.epoch,
+            message.sequence,
+            item.reason[:REASON_CHARACTERS_MAX],
+            message.payload,
+        )

@@ -1,0 +1,134 @@
+"""The `gpu` table: which id a GPU has, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from gputel.clock import NS_PER_S
+from gputel.inventory import Gpu
+from gputel.store.times import to_datetime
+
+if TYPE_CHECKING:
+    from gputel.store.connection import Connection
+
+Identity = tuple[str, str]  # uuid, node
+
+#: `last_seen` moves when the samples are this much newer, not with every frame.
+SEEN_STEP_NS: Final = 10 * NS_PER_S
+#: gpu_index of a GPU whose inventory has not arrived yet.
+INDEX_UNKNOWN: Final = -1
+
+_UPSERT: Final = """
+INSERT INTO gpu AS g (uuid, node, gpu_index, device, pci_bus_id, model, serial, brand,
+                      vbios_version, driver_version, nvml_version, memory_total_bytes,
+                      first_seen, last_seen)
+SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::text[],
+                     $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
+                     $12::bigint[], $13::timestamptz[], $14::timestamptz[])
+ON CONFLICT (uuid, node) DO UPDATE SET
+    gpu_index = CASE WHEN excluded.gpu_index >= 0 THEN excluded.gpu_index ELSE g.gpu_index END,
+    device = coalesce(nullif(excluded.device, ''), g.device),
+    pci_bus_id = coalesce(nullif(excluded.pci_bus_id, ''), g.pci_bus_id),
+    model = coalesce(nullif(excluded.model, ''), g.model),
+    serial = coalesce(nullif(excluded.serial, ''), g.serial),
+    brand = coalesce(nullif(excluded.brand, ''), g.brand),
+    vbios_version = coalesce(nullif(excluded.vbios_version, ''), g.vbios_version),
+    driver_version = coalesce(nullif(excluded.driver_version, ''), g.driver_version),
+    nvml_version = coalesce(nullif(excluded.nvml_version, ''), g.nvml_version),
+    memory_total_bytes = coalesce(excluded.memory_total_bytes, g.memory_total_bytes),
+    first_seen = least(excluded.first_seen, g.first_seen),
+    last_seen = greatest(excluded.last_seen, g.last_seen)
+RETURNING uuid, node, gpu_id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A GPU in a batch of frames: what is known of it, and the times of its samples."""
+
+    gpu: Gpu
+    first_ns: int
+    last_ns: int
+
+    def joined(self, other: Sighting) -> Sighting:
+        """Both together; `other` is the later one, but only inventory knows an index."""
+        gpu = self.gpu if other.gpu.index == INDEX_UNKNOWN else other.gpu
+        return Sighting(gpu, min(self.first_ns, other.first_ns), max(self.last_ns, other.last_ns))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    gpu_id: int
+    seen: Sighting
+
+
+class GpuIds:
+    """Ids of the GPUs seen, so that a frame of known GPUs costs no query.
+
+    The cache follows commits: what a transaction wrote is remembered by `remember` only
+    after it was committed.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Identity, _Known] = {}
+
+    async def write(
+        self, connection: Connection, sightings: Iterable[Sighting]
+    ) -> Mapping[Identity, _Known]:
+        """Insert or update what is new; returns every GPU of `sightings` by identity."""
+        found: dict[Identity, _Known] = {}
+        due: dict[Identity, Sighting] = {}
+        for seen in sightings:
+            identity = (seen.gpu.uuid, seen.gpu.node)
+            known = self._known.get(identity)
+            if known is None:
+                due[identity] = seen
+                continue
+            together = known.seen.joined(seen)
+            found[identity] = known
+            if (
+                together.gpu != known.seen.gpu
+                or together.first_ns < known.seen.first_ns
+                or together.last_ns >= known.seen.last_ns + SEEN_STEP_NS
+            ):
+                due[identity] = together
+        if due:
+            for uuid, node, gpu_id in await connection.fetch(_UPSERT, *_parameters(due)):
+                found[uuid, node] = _Known(gpu_id, due[uuid, node])
+        return found
+
+    def remember(self, written: Mapping[Identity, _Known]) -> None:
+        """Keep what a committed transaction wrote."""
+        self._known.update(written)
+
+
+def unknown(uuid: str, node: str) -> Gpu:
+    """A GPU of which only samples are known."""
+    return Gpu(uuid=uuid, node=node, index=INDEX_UNKNOWN)
+
+
+def _parameters(due: Mapping[Identity, Sighting]) -> list[list[object]]:
+    # In one order everywhere: two sinks that write the same GPUs must not deadlock.
+    ordered = [due[identity] for identity in sorted(due)]
+    rows = [
+        (
+            s.gpu.uuid,
+            s.gpu.node,
+            s.gpu.index,
+            s.gpu.device,
+            s.gpu.pci_bus_id,
+            s.gpu.model,
+            s.gpu.serial,
+            s.gpu.brand,
+            s.gpu.vbios_version,
+            s.gpu.driver_version,
+            s.gpu.nvml_version,
+            s.gpu.memory_total_bytes,
+            to_datetime(s.first_ns),
+            to_datetime(s.last_ns),
+        )
+        for s in ordered
+    ]
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,270 @@
+"""The way out of the store: what the API asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gputel import wire
+from gputel.catalog import SET_OF, Metric, MetricSet
+from gputel.errors import NotFound, QueryInvalid
+from gputel.inventory import Gpu
+from gputel.store import hot, merge, schema
+from gputel.store.merge import Cursor, Loaded, RowKey
+from gputel.store.read import ceil_us, read_set
+from gputel.store.times import to_ns
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from gputel.store.connection import Connection, Store
+
+_GPU: Final = (
+    "SELECT gpu_id, uuid, node, gpu_index, device, pci_bus_id, model, serial, brand, "
+    "vbios_version, driver_version, nvml_version, memory_total_bytes, first_seen, last_seen "
+    "FROM gpu"
+)
+#: A range asked for is cut down to these, 1970 to 2255: nothing lies outside.
+_TIME_MIN_NS: Final = 0
+_TIME_MAX_NS: Final = 9_000_000_000_000_000_000
+
+
+#: A row need not hold every metric (a replay has them at different times): so far back is looked.
+LATEST_ROWS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRow:
+    """One GPU in one node, as the store knows it."""
+
+    gpu_id: int
+    gpu: Gpu
+    first_seen_ns: int
+    last_seen_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One node."""
+
+    node: str
+    gpus: int
+    last_seen_ns: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Series:
+    """The values of one metric: time_ns int64[n] ascending, values[n] in the metric's type."""
+
+    metric: Metric
+    time_ns: npt.NDArray[np.int64]
+    values: npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TelemetryPage:
+    """One series a metric asked for, in that order; `next_cursor` is None on the last page."""
+
+    series: tuple[Series, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The newest value of a metric of a GPU."""
+
+    gpu_id: int
+    metric: Metric
+    time_ns: int
+    value: float
+
+
+class Query:
+    """Questions to one store. All of them raise DatabaseUnavailable when it is away."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def gpus(
+        self,
+        *,
+        node: str | None = None,
+        model: str | None = None,
+        uuid: str | None = None,
+        limit: int = 1000,
+        after_gpu_id: int = 0,
+    ) -> list[GpuRow]:
+        """GPUs in the order of their ids, at most `limit`, those after `after_gpu_id`."""
+        async with self._store.session() as session:
+            found = await session.fetch(
+                f"{_GPU} WHERE gpu_id > $1 AND ($2::text IS NULL OR node = $2) "
+                "AND ($3::text IS NULL OR model = $3) AND ($4::text IS NULL OR uuid = $4) "
+                "ORDER BY gpu_id LIMIT $5",
+                after_gpu_id,
+                node,
+                model,
+                uuid,
+                limit,
+            )
+        return [_gpu_row(row) for row in found]
+
+    async def gpu(self, id: str) -> GpuRow:
+        """By number (`gpu_id`) or UUID; of a UUID in several nodes the one seen last. NotFound."""
+        by_number = re.fullmatch(r"[0-9]{1,18}", id, re.ASCII) is not None
+        where = "gpu_id = $1" if by_number else "uuid = $1"
+        row = None
+        if "\0" not in id:
+            async with self._store.session() as session:
+                row = await session.fetchrow(
+                    f"{_GPU} WHERE {where} ORDER BY last_seen DESC LIMIT 1",
+                    int(id) if by_number else id,
+                )
+        if row is None:
+            raise NotFound(f"no GPU {id!r}", hint="GET /api/v1/gpus lists them")
+        return _gpu_row(row)
+
+    async def nodes(self) -> list[NodeRow]:
+        """Every node, by name."""
+        async with self._store.session() as session:
+            found = await session.fetch(
+                "SELECT node, count(*), max(last_seen) FROM gpu GROUP BY node ORDER BY node"
+            )
+        return [NodeRow(name, gpus, to_ns(seen)) for name, gpus, seen in found]
+
+    async def telemetry(
+        self,
+        row: GpuRow,
+        *,
+        start_ns: int,
+        end_ns: int,
+        metrics: Sequence[Metric],
+        limit: int,
+        cursor: str | None = None,
+    ) -> TelemetryPage:
+        """The values in [start_ns, end_ns), each exactly once, at most `limit` of all metrics.
+
+        The points of all metrics have one order, by time; a page is a stretch of it, and
+        `next_cursor` continues right behind. QueryInvalid: a bad cursor or limit.
+        """
+        if limit < 1:
+            raise QueryInvalid("limit", "at least 1")
+        after = Cursor.decode(cursor, row.gpu_id) if cursor else None
+        start_ns = ceil_us(min(max(start_ns, _TIME_MIN_NS), _TIME_MAX_NS))
+        end_ns = ceil_us(min(max(end_ns, _TIME_MIN_NS), _TIME_MAX_NS))
+        groups = merge.by_set(metrics, SET_OF)
+        parts: list[Loaded] = []
+        async with _snapshot(self._store, [metric_set for metric_set, _ in groups]) as session:
+            for metric_set, chosen in groups:
+                first = RowKey(start_ns, merge.I64_MIN, merge.I64_MIN)
+                if after is not None:
+                    first = max(first, after.first_key(metric_set.id))
+                # One point more than asked tells whether there is a next page; the
+                # cursor's own row may give none of its points.
+                wanted = limit + 1 + len(chosen)
+                rows = await read_set(
+                    session, row.gpu_id, metric_set, chosen, first, end_ns, wanted
+                )
+                part = Loaded(metric_set, chosen, rows)
+                if after is not None and metric_set.id == after.set_id:
+                    part = merge.without_returned(part, after)
+                parts.append(part)
+        kept, last = merge.cut(parts, limit, row.gpu_id)
+        return TelemetryPage(_series(kept, metrics), last.encode() if last else None)
+
+    async def latest(self, metrics: Sequence[Metric]) -> list[Latest]:
+        """The newest value of each metric of each GPU that has one, by GPU and metric id."""
+        groups = merge.by_set(metrics, SET_OF)
+        found: list[Latest] = []
+        async with _snapshot(self._store, [metric_set for metric_set, _ in groups]) as session:
+            for metric_set, chosen in groups:
+                found += await _latest(session, metric_set, chosen)
+        return sorted(found, key=lambda item: (item.gpu_id, item.metric.id))
+
+
+@contextlib.asynccontextmanager
+async def _snapshot(store: Store, sets: Sequence[MetricSet]) -> AsyncGenerator[Connection]:
+    """A transaction that sees each row once, while sealing moves rows into chunks.
+
+    The tables are locked before the snapshot is taken: otherwise a partition that is
+    sealed in between would be gone from the plan, and its chunks not yet visible.
+    """
+    async with (
+        store.session() as session,
+        session.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        if sets:
+            tables = ", ".join(f"ONLY {schema.hot_table(metric_set)}" for metric_set in sets)
+            await session.execute(f"LOCK TABLE {tables} IN ACCESS SHARE MODE")
+        yield session
+
+
+async def _latest(
+    session: Connection, metric_set: MetricSet, metrics: Sequence[Metric]
+) -> list[Latest]:
+    names = ", ".join(f"h.{metric.name}" for metric in metrics)
+    rows = await session.fetch(
+        f"SELECT g.gpu_id, h.time, {names} FROM gpu g LEFT JOIN LATERAL ("
+        f"SELECT * FROM {schema.hot_table(metric_set)} WHERE gpu_id = g.gpu_id "
+        f"ORDER BY time DESC, epoch DESC, sequence DESC LIMIT {LATEST_ROWS}) h ON true "
+        "ORDER BY g.gpu_id, h.time DESC, h.epoch DESC, h.sequence DESC"
+    )
+    newest_of: dict[tuple[int, Metric], Latest] = {}
+    for gpu_id, time, *values in rows:
+        for metric, value in zip(metrics, values, strict=True):
+            if value is not None and (gpu_id, metric) not in newest_of:
+                newest_of[gpu_id, metric] = Latest(gpu_id, metric, to_ns(time), value)
+    found = list(newest_of.values())
+    without = [row[0] for row in rows if row[1] is None]
+    if not without:
+        return found
+    chunks = await session.fetch(
+        "SELECT g.gpu_id, c.payload FROM unnest($1::bigint[]) AS g (gpu_id) JOIN LATERAL ("
+        "SELECT payload FROM sample_chunk WHERE gpu_id = g.gpu_id AND set_id = $2 "
+        "ORDER BY t0 DESC LIMIT 1) c ON true",
+        without,
+        metric_set.id,
+    )
+    for gpu_id, payload in chunks:
+        newest = merge.in_order(hot.from_batch(wire.decode_chunk(payload), 0, metrics))
+        for metric, column, mask in zip(metrics, newest.columns, newest.valid, strict=True):
+            at = np.flatnonzero(mask)
+            if len(at):
+                time_ns = int(newest.time_ns[at[-1]])
+                found.append(Latest(gpu_id, metric, time_ns, column[at[-1]].item()))
+    return found
+
+
+def _series(parts: Sequence[Loaded], metrics: Sequence[Metric]) -> tuple[Series, ...]:
+    found: dict[Metric, Series] = {}
+    for part in parts:
+        for metric, column, mask in zip(
+            part.metrics, part.rows.columns, part.rows.valid, strict=True
+        ):
+            found[metric] = Series(metric, part.rows.time_ns[mask], column[mask])
+    return tuple(found[metric] for metric in dict.fromkeys(metrics))
+
+
+def _gpu_row(row: asyncpg.Record) -> GpuRow:
+    gpu_id, uuid, node, index, *texts, memory, first, last = row
+    device, pci, model, serial, brand, vbios, driver, nvml = texts
+    gpu = Gpu(
+        uuid=uuid,
+        node=node,
+        index=index,
+        device=device,
+        pci_bus_id=pci,
+        model=model,
+        serial=serial,
+        brand=brand,
+        vbios_version=vbios,
+        driver_version=driver,
+        nvml_version=nvml,
+        memory_total_bytes=memory,
+    )
+    return GpuRow(gpu_id, gpu, to_ns(first), to_ns(last))

@@ -1,0 +1,187 @@
+"""Brings a database to the present schema.
+
+`migrations/*.sql` are applied once each, in the order of their numbers. What follows from
+the catalog (a hot table a metric set, the `metric` table, the views) is made here, and made
+again when the catalog has changed: a new metric is a new column.
+
+    sample_hot_<set>   gpu_id, time, epoch, sequence, one column a metric; partitioned by time
+    gpu_latest         the last hot row of each GPU and set, by name
+    gpu_minute         n, min, max, avg, sum by GPU, metric and minute, sealed or not
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from typing import TYPE_CHECKING, Final, Literal
+
+from gputel.catalog import METRIC_SETS, METRICS, SET_OF, MetricSet, Storage
+from gputel.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from gputel.store.connection import Connection
+
+SERVER_VERSION_MIN: Final = 14
+
+# Advisory locks: (class, number). Topic partitions use the one-number form, another space.
+LOCK_CLASS: Final = 0x6770
+LOCK_MIGRATE: Final = 1
+LOCK_PARTITIONS: Final = 2
+LOCK_MAINTAIN: Final = 3
+
+CopyType = Literal["float4", "float8", "int8", "numeric_u64"]
+
+SQL_TYPES: Final = {
+    Storage.F32: "real",
+    Storage.F64: "double precision",
+    Storage.I64: "bigint",
+    Storage.U64: "numeric(20,0)",
+}
+COPY_TYPES: Final[dict[Storage, CopyType]] = {
+    Storage.F32: "float4",
+    Storage.F64: "float8",
+    Storage.I64: "int8",
+    Storage.U64: "numeric_u64",
+}
+
+# Bumped when what is made here changes its form.
+_GENERATION: Final = 1
+
+
+def hot_table(metric_set: MetricSet) -> str:
+    """The name of the hot table of a metric set."""
+    return f"sample_hot_{metric_set.name}"
+
+
+async def migrate(connection: Connection) -> None:
+    """Apply what is missing. Processes that come at the same time wait for the first."""
+    version = connection.get_server_version()
+    if version.major < SERVER_VERSION_MIN:
+        raise DatabaseUnavailable(
+            f"PostgreSQL {version.major}.{version.minor} is too old",
+            hint=f"gputel needs PostgreSQL {SERVER_VERSION_MIN} or later",
+        )
+    await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, LOCK_MIGRATE)
+    try:
+        await _apply_files(connection)
+        await _sync_catalog(connection)
+    finally:
+        if not connection.is_closed():
+            await connection.execute("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, LOCK_MIGRATE)
+
+
+def migrations() -> list[tuple[int, str, str]]:
+    """The packaged files as (number, name, SQL), ascending."""
+    folder = importlib.resources.files("gputel.store") / "migrations"
+    found = []
+    for file in folder.iterdir():
+        if file.name.endswith(".sql"):
+            number, _, name = file.name.removesuffix(".sql").partition("_")
+            found.append((int(number), name, file.read_text("utf-8")))
+    return sorted(found)
+
+
+async def _apply_files(connection: Connection) -> None:
+    await connection.execute(
+        "CREATE TABLE IF NOT EXISTS schema_migration (number integer PRIMARY KEY, "
+        "name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+    )
+    applied = {row[0] for row in await connection.fetch("SELECT number FROM schema_migration")}
+    known = migrations()
+    if applied and max(applied) > known[-1][0]:
+        raise DatabaseUnavailable(
+            f"the database has schema {max(applied)}, this gputel knows {known[-1][0]}",
+            hint="use the gputel that migrated it, or a newer one",
+        )
+    for number, name, sql in known:
+        if number not in applied:
+            async with connection.transaction():
+                await connection.execute(sql)
+                await connection.execute(
+                    "INSERT INTO schema_migration (number, name) VALUES ($1, $2)", number, name
+                )
+
+
+def catalog_digest() -> str:
+    """Changes when the catalog or the form of what is made from it changes."""
+    facts = [
+        (m.id, m.name, m.unit.value, m.kind.value, m.storage.value, SET_OF[m].id, m.help)
+        for m in METRICS
+    ]
+    return hashlib.sha256(repr((_GENERATION, facts)).encode()).hexdigest()
+
+
+async def _sync_catalog(connection: Connection) -> None:
+    digest = catalog_digest()
+    if await connection.fetchval("SELECT digest FROM schema_catalog") == digest:
+        return
+    async with connection.transaction():
+        await connection.execute("DROP VIEW IF EXISTS gpu_latest, gpu_minute")
+        for metric_set in METRIC_SETS:
+            await _sync_hot_table(connection, metric_set)
+        await connection.executemany(
+            "INSERT INTO metric (metric_id, name, set_id, unit, kind, help) "
+            "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (metric_id) DO UPDATE SET "
+            "name = excluded.name, set_id = excluded.set_id, unit = excluded.unit, "
+            "kind = excluded.kind, help = excluded.help",
+            [(m.id, m.name, SET_OF[m].id, m.unit.value, m.kind.value, m.help) for m in METRICS],
+        )
+        await connection.execute(_latest_view())
+        await connection.execute(_minute_view())
+        await connection.execute(
+            "INSERT INTO schema_catalog (digest) VALUES ($1) "
+            "ON CONFLICT (one) DO UPDATE SET digest = excluded.digest",
+            digest,
+        )
+
+
+async def _sync_hot_table(connection: Connection, metric_set: MetricSet) -> None:
+    table = hot_table(metric_set)
+    await connection.execute(
+        f"CREATE TABLE IF NOT EXISTS {table} (gpu_id bigint NOT NULL, time timestamptz NOT NULL, "
+        "epoch bigint NOT NULL, sequence bigint NOT NULL, "
+        "PRIMARY KEY (gpu_id, time, epoch, sequence)) PARTITION BY RANGE (time)"
+    )
+    columns = ", ".join(
+        f"ADD COLUMN IF NOT EXISTS {metric.name} {SQL_TYPES[metric.storage]}"
+        for metric in metric_set.metrics
+    )
+    await connection.execute(f"ALTER TABLE {table} {columns}")
+
+
+def _latest_view() -> str:
+    columns, joins = [], []
+    for metric_set in METRIC_SETS:
+        alias = metric_set.name
+        columns.append(f"{alias}.time AS {alias}_time")
+        columns += [f"{alias}.{metric.name}" for metric in metric_set.metrics]
+        joins.append(
+            f"LEFT JOIN LATERAL (SELECT * FROM {hot_table(metric_set)} h "
+            f"WHERE h.gpu_id = g.gpu_id ORDER BY h.time DESC LIMIT 1) {alias} ON true"
+        )
+    return (
+        "CREATE VIEW gpu_latest AS SELECT g.gpu_id, g.node, g.gpu_index, g.uuid, g.model, "
+        f"g.last_seen, {', '.join(columns)} FROM gpu g {' '.join(joins)}"
+    )
+
+
+def _minute_view() -> str:
+    parts = ["SELECT gpu_id, minute, metric_id, n, min, max, sum FROM rollup_1m"]
+    for metric_set in METRIC_SETS:
+        cells = ", ".join(
+            f"({m.id}::smallint, h.{m.name}::double precision)" for m in metric_set.metrics
+        )
+        parts.append(
+            "SELECT h.gpu_id, date_trunc('minute', h.time) AS minute, v.metric_id, count(*) AS n, "
+            "min(v.value) AS min, max(v.value) AS max, sum(v.value) AS sum "
+            f"FROM {hot_table(metric_set)} h "
+            f"CROSS JOIN LATERAL (VALUES {cells}) AS v (metric_id, value) "
+            "WHERE v.value IS NOT NULL GROUP BY 1, 2, 3"
+        )
+    return (
+        "CREATE VIEW gpu_minute AS SELECT g.gpu_id, g.node, g.gpu_index, g.uuid, s.minute, "
+        "m.name AS metric, m.unit, s.n, s.min, s.max, s.sum / s.n AS avg, s.sum FROM ("
+        "SELECT gpu_id, minute, metric_id, sum(n) AS n, min(min) AS min, max(max) AS max, "
+        f"sum(sum) AS sum FROM ({' UNION ALL '.join(parts)}) AS p GROUP BY 1, 2, 3"
+        ") AS s JOIN gpu g USING (gpu_id) JOIN metric m USING (metric_id)"
+    )

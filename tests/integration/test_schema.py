@@ -1,0 +1,100 @@
+"""The schema: complete after one migration, the same after ten, and with several at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from gputel import store as store_package
+from gputel.catalog import METRIC_SETS, METRICS
+from gputel.errors import DatabaseUnavailable
+from gputel.store import Store, schema
+from gputel.store.settings import DatabaseSettings, StoreSettings
+
+
+async def columns_of(store: Store, table: str) -> dict[str, str]:
+    async with store.session() as session:
+        rows = await session.fetch(
+            "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = $1",
+            table,
+        )
+    return {row[0]: row[1] for row in rows}
+
+
+async def test_every_metric_has_a_column_of_its_type(store: Store) -> None:
+    for metric_set in METRIC_SETS:
+        columns = await columns_of(store, schema.hot_table(metric_set))
+        for metric in metric_set.metrics:
+            assert columns[metric.name] == schema.SQL_TYPES[metric.storage].split("(")[0]
+
+
+async def test_migration_is_idempotent_and_concurrent(store: Store) -> None:
+    async with store.session() as session:
+        await session.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await asyncio.gather(*(store.migrate(StoreSettings()) for _ in range(5)))
+    await store.migrate(StoreSettings())
+    async with store.session() as session:
+        applied = await session.fetchval("SELECT count(*) FROM schema_migration")
+        metrics = await session.fetchval("SELECT count(*) FROM metric")
+    assert applied == len(schema.migrations())
+    assert metrics == len(METRICS)
+
+
+async def test_a_new_metric_becomes_a_column(store: Store) -> None:
+    async with store.session() as session:
+        await session.execute("DROP VIEW gpu_latest, gpu_minute")
+        await session.execute("ALTER TABLE sample_hot_fast DROP COLUMN power_watts")
+        await session.execute("UPDATE schema_catalog SET digest = 'an older one'")
+    await store.migrate(StoreSettings())
+    assert "power_watts" in await columns_of(store, "sample_hot_fast")
+    assert "power_watts" in await columns_of(store, "gpu_latest")
+
+
+async def test_a_newer_schema_is_refused(store: Store) -> None:
+    async with store.session() as session:
+        await session.execute("INSERT INTO schema_migration (number, name) VALUES (999, 'later')")
+    with pytest.raises(DatabaseUnavailable, match="newer"):
+        await store.migrate(StoreSettings())
+
+
+async def test_views_are_empty_not_broken(store: Store) -> None:
+    async with store.session() as session:
+        assert await session.fetch("SELECT * FROM gpu_latest") == []
+        assert await session.fetch("SELECT * FROM gpu_minute") == []
+
+
+async def test_wrong_password(postgres: DatabaseSettings) -> None:
+    wrong = msgspec.structs.replace(postgres, password="wrong")
+    with pytest.raises(DatabaseUnavailable, match=r"database\.password"):
+        await store_package.connect(wrong)
+
+
+async def test_no_such_database(postgres: DatabaseSettings) -> None:
+    wrong = msgspec.structs.replace(postgres, dbname="nowhere")
+    with pytest.raises(DatabaseUnavailable, match="createdb"):
+        await store_package.connect(wrong)
+
+
+async def test_nobody_listens(unused_tcp_port: int) -> None:
+    wrong = DatabaseSettings(host="127.0.0.1", port=unused_tcp_port)
+    with pytest.raises(DatabaseUnavailable, match="is PostgreSQL running"):
+        await store_package.connect(wrong)
+
+
+async def test_ssl_required_but_not_offered(postgres: DatabaseSettings) -> None:
+    wrong = msgspec.structs.replace(postgres, sslmode="require")
+    with pytest.raises(DatabaseUnavailable, match=r"sslmode|SSL"):
+        await store_package.connect(wrong)
+
+
+async def test_not_enough_rights(postgres: DatabaseSettings) -> None:
+    # The owner role may not create tables in the maintenance database.
+    other = msgspec.structs.replace(postgres, dbname="postgres")
+    connected = await store_package.connect(other)
+    try:
+        with pytest.raises(DatabaseUnavailable, match="OWNER TO"):
+            await connected.migrate(StoreSettings())
+    finally:
+        await connected.close()

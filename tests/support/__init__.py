@@ -1,0 +1,1 @@
+"""Fixtures and generators that several kinds of tests share."""
