@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "chunk-format.md"
 def test_the_documented_bytes_are_the_documented_values() -> None:
     example = PAGE.read_text().partition("## Example")[2]
     payload = bytes.fromhex("".join(re.findall(r"^    ((?:[0-9a-f]{2} )+)", example, re.MULTILINE)))
-    assert len(payload) == 68
+    assert len(payload) == 67
     chunk = decode_chunk(payload)
     assert chunk.metric_ids == (1, 3, 5)
     assert chunk.sequence.tolist() == [7, 8, 9, 10]
