@@ -276,7 +276,7 @@ async def test_binaries_out_of_reach_are_copied(
 
 NORMAL_USER = """
 import os, sys
-import asyncpg, encodings.idna
+import asyncpg, concurrent.futures.thread, encodings.idna
 from gputel.store import embedded
 
 os.setgroups([])
