@@ -120,6 +120,15 @@ def gpu_row(number: int, node: str, time_ns: int, **facts: object) -> GpuRow:
     return GpuRow(number, gpu, time_ns, time_ns)
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where a dashboard is, and what it must show."""
+
+    url: str
+    gpus: int
+    nodes: int
+
+
 class MemoryConsumer:
     """An observer's consumer that delivers what the test puts."""
 

@@ -1,6 +1,6 @@
 """A real Chromium, and a site for it to look at.
 
-`site` is what the page tests need to know; a pipeline started otherwise can take its place.
+A fixture `site` that starts another pipeline can take the place of this one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import asyncio
 import shutil
 import threading
 from collections.abc import Generator
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,32 +20,24 @@ from gputel.clock import NS_PER_S, SYSTEM_CLOCK
 from gputel.observe import Health, HttpServer, Telemetry, bind
 from gputel.stream import Hub, StreamSettings, server_options
 from gputel.stream import create_app as create_stream_app
-from serving import MemoryBroker, MemoryQuery, frame_bytes, gpu_row
+from serving import MemoryBroker, MemoryQuery, Site, frame_bytes, gpu_row
 
 HOSTILE = '<img src=x onerror="document.title=1">'
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-@dataclass
-class Site:
-    """Where the dashboard is, and what it shows."""
-
-    url: str
-    gpus: int
-    nodes: int
-    live: bool
-    api: str = field(default="")
-
-
 class _Pipeline(threading.Thread):
-    """API and streamer on an event loop of their own; two frames in ten seconds a GPU."""
+    """API and streamer on an event loop of their own; five frames a second."""
 
-    def __init__(self, *, nodes: list[str], age_s: float = 0.0, live: bool = True) -> None:
+    def __init__(
+        self, *, nodes: list[str], age_s: float = 0.0, live: bool = True, late: bool = False
+    ) -> None:
         super().__init__(name="pipeline")
         self.ready = threading.Event()
         self.url = ""
         self.failure: BaseException | None = None
         self._live = live
+        self._late = late
         now_ns = SYSTEM_CLOCK.time_ns() - round(age_s * NS_PER_S)
         self._query = MemoryQuery()
         for number in range(1, 8 * len(nodes) + 1):
@@ -56,6 +47,9 @@ class _Pipeline(threading.Thread):
                 self._query.history[number, name] = [
                     (now_ns - step * NS_PER_S, value) for step in range(60, 0, -1)
                 ]
+        self._rows = list(self._query.rows)
+        if late:
+            self._query.rows.clear()
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
 
@@ -104,6 +98,8 @@ class _Pipeline(threading.Thread):
             step += 1
             if self._live:
                 self._put(broker, step)
+            if self._late and step == 10:
+                self._query.rows.extend(self._rows)
             try:
                 async with asyncio.timeout(0.2):
                     await self._stopped.wait()
@@ -117,7 +113,7 @@ class _Pipeline(threading.Thread):
 
     def _put(self, broker: MemoryBroker, step: int) -> None:
         by_node: dict[str, list[tuple[str, dict[str, float]]]] = {}
-        for row in self._query.rows:
+        for row in self._rows:
             readings = by_node.setdefault(row.gpu.node, [])
             readings.append((row.gpu.uuid, _values(row.gpu_id, step)))
         for node, readings in by_node.items():
@@ -139,12 +135,7 @@ def _serve(**options: Any) -> Generator[Site]:
     pipeline.start()
     try:
         assert pipeline.ready.wait(20)
-        yield Site(
-            pipeline.url,
-            8 * len(options["nodes"]),
-            len(options["nodes"]),
-            options.get("live", True),
-        )
+        yield Site(pipeline.url, 8 * len(options["nodes"]), len(options["nodes"]))
     finally:
         pipeline.stop()
 
@@ -153,6 +144,12 @@ def _serve(**options: Any) -> Generator[Site]:
 def site() -> Generator[Site]:
     """Two nodes of eight GPUs; the name of one is an attack."""
     yield from _serve(nodes=["node-1", HOSTILE])
+
+
+@pytest.fixture
+def late_site() -> Generator[Site]:
+    """The stream brings GPUs two seconds before the database knows them."""
+    yield from _serve(nodes=["node-1"], late=True)
 
 
 @pytest.fixture
@@ -167,7 +164,9 @@ def old_site() -> Generator[Site]:
     yield from _serve(nodes=[f"host-{n}" for n in range(31)], age_s=30 * 86_400, live=False)
 
 
-@pytest.fixture(scope="session")
+# Playwright's synchronous API keeps an event loop running in this thread: it must be over
+# before tests elsewhere start theirs.
+@pytest.fixture(scope="module")
 def browser() -> Generator[Browser]:
     names = ("chromium", "chromium-browser", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), None)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import Page, expect
 
-if TYPE_CHECKING:
-    from conftest import Site
+from serving import Site
 
 pytestmark = pytest.mark.e2e
 
@@ -71,6 +69,12 @@ def test_a_hostile_name_is_text(site: Site, page: Page) -> None:
     expect(page).to_have_title("gputel")
 
 
+def test_learns_what_the_stream_brings_before_the_database(late_site: Site, page: Page) -> None:
+    page.goto(late_site.url)
+    expect(page.locator("#rows tr", has_text="NVIDIA H100")).to_have_count(8, timeout=10_000)
+    expect(page.locator("#rows tr td:nth-child(2)")).to_have_text(list("01234567"))
+
+
 def test_no_gpus_yet(empty_site: Site, page: Page) -> None:
     page.goto(empty_site.url)
     expect(page.locator("#empty")).to_be_visible()
@@ -80,6 +84,7 @@ def test_no_gpus_yet(empty_site: Site, page: Page) -> None:
 def test_stored_history_of_a_fleet(old_site: Site, page: Page) -> None:
     page.goto(old_site.url)
     expect(page.locator("#heat .cell.stale")).to_have_count(old_site.gpus)
+    expect(page.locator("#connection")).to_have_text("connected, no new samples")
     first = page.locator("#rows tr").first
     expect(first.locator('[data-metric="power_watts"]')).to_contain_text("W")
     expect(first.locator("td").last).to_contain_text("20")
