@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gputel import limits
@@ -196,8 +196,9 @@ class _Worker:
         stopped = asyncio.create_task(stop.wait(), name="sink-stop")
         try:
             async with consumer:
+                deliveries = aiter(consumer)
                 while not stop.is_set():
-                    batch = await self._gather(consumer, stopped)
+                    batch = await self._gather(consumer, deliveries, stopped)
                     for partition in sorted({delivery.partition for delivery in batch}):
                         mine = [d for d in batch if d.partition == partition]
                         await self._store(consumer, partition, mine, stop)
@@ -205,13 +206,18 @@ class _Worker:
             stopped.cancel()
             await self._claims.close()
 
-    async def _gather(self, consumer: Consumer, stopped: asyncio.Task[bool]) -> list[Delivery]:
+    async def _gather(
+        self, consumer: Consumer, deliveries: AsyncIterator[Delivery], stopped: asyncio.Task[bool]
+    ) -> list[Delivery]:
         """What is waiting, at least one delivery, within `batch_size`; empty on stop."""
-        first = asyncio.ensure_future(anext(consumer))
-        await asyncio.wait({first, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
+        first = asyncio.ensure_future(anext(deliveries))
+        try:
+            await asyncio.wait({first, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not first.done():
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+        if first.cancelled():
             return []
         batch = [first.result()]
         size_bytes = len(batch[0].payload)
@@ -220,7 +226,7 @@ class _Worker:
             and len(batch) < self._sink.settings.batch_size
             and size_bytes < BATCH_BYTES_MAX
         ):
-            batch.append(await anext(consumer))
+            batch.append(await anext(deliveries))
             size_bytes += len(batch[-1].payload)
         return batch
 

@@ -22,7 +22,7 @@ from gputel.store.settings import StoreSettings
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from tests.support.database import Producer
+    from support.database import Producer
 
 START_NS = 1_760_000_000_000_000_000
 MS = 1_000_000

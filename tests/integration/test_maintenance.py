@@ -20,7 +20,7 @@ from gputel.store.query import Query
 from gputel.store.settings import StoreSettings
 
 if TYPE_CHECKING:
-    from tests.support.database import Producer
+    from support.database import Producer
 
 START_NS = 1_760_000_000_000_000_000
 S = 1_000_000_000

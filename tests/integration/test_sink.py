@@ -23,7 +23,7 @@ from gputel.store.query import Query
 from gputel.store.settings import DatabaseSettings, StoreSettings
 
 if TYPE_CHECKING:
-    from tests.support.database import Producer
+    from support.database import Producer
 
 START_NS = 1_760_000_000_000_000_000
 MS = 1_000_000
