@@ -50,6 +50,7 @@ OPTIONS: Final = (
     ("grpc.max_concurrent_streams", limits.BROKER_STREAMS_MAX),
     # Clients may ask every two seconds whether we live; we ask them after ten.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
+    ("grpc.http2.max_ping_strikes", 0),  # pings are cheap, a lost stream is not
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
