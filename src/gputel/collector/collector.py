@@ -60,7 +60,7 @@ class Collector:
         self._clock = clock
         self._live = True  # until the source is open and says who it is
         self._replay = source.name == "replay"
-        self._rings: Mapping[MetricSet, Ring] = {
+        self.rings: Mapping[MetricSet, Ring] = {
             metric_set: Ring(
                 metric_set.storages,
                 settings.ring_rows,
@@ -70,7 +70,7 @@ class Collector:
         }
         self.gpus: Sequence[Gpu] = ()
         self.latest = Latest(())
-        self._outbox: Outbox | None = None
+        self.outbox: Outbox | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,9 +91,9 @@ class Collector:
         return (
             not self._live
             and self.source.exhausted
-            and not any(ring.pending_rows for ring in self._rings.values())
+            and not any(ring.pending_rows for ring in self.rings.values())
             and not self._seal_wanted
-            and (self._outbox is None or self._outbox.publisher.pending_messages == 0)
+            and (self.outbox is None or self.outbox.publisher.pending_messages == 0)
         )
 
     async def start(self) -> None:
@@ -109,11 +109,11 @@ class Collector:
             publisher = await self._broker.publisher(
                 self._topic, producer, epoch, pending_bytes=self._settings.pending_bytes
             )
-            self._outbox = Outbox(publisher, producer, epoch, live=self._live)
-        self._batcher = Batcher(self._rings, self.gpus, self._capacity())
+            self.outbox = Outbox(publisher, producer, epoch, live=self._live)
+        self._batcher = Batcher(self.rings, self.gpus, self._capacity())
         self._framer = Framer(self.gpus)
         self._sampler = Sampler(
-            self.source, self._rings, self._swept, self._observe_late_s, self._clock
+            self.source, self.rings, self._swept, self._observe_late_s, self._clock
         )
         self._pump = asyncio.create_task(self._run(), name="collector-pump")
         self._sampler.start()
@@ -132,8 +132,8 @@ class Collector:
         if self._sampler is not None:
             with contextlib.suppress(GputelError):
                 await self._last_words()
-        if self._outbox is not None:
-            await self._outbox.publisher.close()
+        if self.outbox is not None:
+            await self.outbox.publisher.close()
         self.source.close()
 
     async def _last_words(self) -> None:
@@ -142,8 +142,8 @@ class Collector:
         if self._live:
             self._batcher.drain()
             await self._publish()
-        if self._outbox is not None and not await self._outbox.publisher.flush(FLUSH_DEADLINE_S):
-            left = self._outbox.publisher.pending_messages
+        if self.outbox is not None and not await self.outbox.publisher.flush(FLUSH_DEADLINE_S):
+            left = self.outbox.publisher.pending_messages
             log.warning("%d frames were not acknowledged before the stop", left)
 
     def _capacity(self) -> int:
@@ -156,7 +156,7 @@ class Collector:
 
     def _swept(self, sealed: bool) -> None:
         if not self._replay or (
-            not sealed and not any(r.pending_rows for r in self._rings.values())
+            not sealed and not any(r.pending_rows for r in self.rings.values())
         ):
             return
         self._go_on.clear()
@@ -194,12 +194,12 @@ class Collector:
         for part in sealed:
             self.latest.update(part.slot, part.batch, now_ns)
         events = list(self.source.events())
-        if self._outbox is None:
+        if self.outbox is None:
             return
         wall_ns = self._clock.time_ns()
-        events = self._outbox.owed_events(wall_ns) + events
+        events = self.outbox.owed_events(wall_ns) + events
         for draft in self._framer.frames(sealed, events, wall_ns, repeat=self._live):
-            await self._outbox.send(draft, wall_ns)
+            await self.outbox.send(draft, wall_ns)
 
     # -- what it says of itself --------------------------------------------------------
 
@@ -213,32 +213,32 @@ class Collector:
         counter(
             "gputel_ring_dropped_rows",
             "Rows that found their ring full",
-            lambda: [(r.dropped_rows, {"set": s.name}) for s, r in self._rings.items()],
+            lambda: [(r.dropped_rows, {"set": s.name}) for s, r in self.rings.items()],
         )
         counter(
             "gputel_collector_published_frames",
             "Frames handed to the publisher",
-            lambda: self._outbox.frames if self._outbox else 0,
+            lambda: self.outbox.frames if self.outbox else 0,
         )
         counter(
             "gputel_collector_dropped_frames",
             "Frames given up while the broker was away",
-            lambda: self._outbox.dropped_frames if self._outbox else 0,
+            lambda: self.outbox.dropped_frames if self.outbox else 0,
         )
         counter(
             "gputel_collector_dropped_rows",
             "Rows of those frames",
-            lambda: self._outbox.dropped_rows if self._outbox else 0,
+            lambda: self.outbox.dropped_rows if self.outbox else 0,
         )
         gauge(
             "gputel_collector_pending_bytes",
             "Frames not acknowledged yet",
-            lambda: self._outbox.publisher.pending_size_bytes if self._outbox else 0,
+            lambda: self.outbox.publisher.pending_size_bytes if self.outbox else 0,
         )
         gauge(
             "gputel_collector_broker_connected",
             "1 while the broker is connected",
-            lambda: int(bool(self._outbox and self._outbox.publisher.connected)),
+            lambda: int(bool(self.outbox and self.outbox.publisher.connected)),
         )
         gauge("gputel_collector_gpus", "GPUs of the source", lambda: len(self.gpus))
         for name, help_, field in (
@@ -261,7 +261,7 @@ class Collector:
         return [(getattr(t, field), {"cadence": c.value}) for c, t in ticks.items()]
 
     def _broker_problem(self) -> str | None:
-        if self._outbox is None or self._outbox.publisher.connected:
+        if self.outbox is None or self.outbox.publisher.connected:
             return None
-        waiting = self._outbox.publisher.pending_size_bytes / NS_PER_S * 1e3
+        waiting = self.outbox.publisher.pending_size_bytes / NS_PER_S * 1e3
         return f"the broker is away; {waiting:.1f} MB wait in memory"
