@@ -125,12 +125,14 @@ class ConsumeStream:
                 if task.done():
                     task.result()
         finally:
+            # Leaving comes before any waiting: a second cancellation would skip what follows,
+            # and a member that never leaves keeps its partitions from all others.
+            self._state.leave(self._member)
+            for plog in logs:
+                plog.unwatch(self._wake.set)
             for task in (pump, reader):
                 task.cancel()
             await asyncio.gather(pump, reader, return_exceptions=True)
-            for plog in logs:
-                plog.unwatch(self._wake.set)
-            self._state.leave(self._member)
 
     # -- requests ----------------------------------------------------------------------
 
