@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -74,7 +75,8 @@ class Load:
         """What `column` of a GPU of `variant` reads at `ticks`: known, and never constant."""
         base = (ticks * (column + 3) + variant * 131) % 997 + ticks
         storage = METRIC_SET.metrics[column].storage.value
-        return (base / 8 if storage in "fd" else base).astype(DTYPES[storage])
+        read: np.ndarray = (base / 8 if storage in "fd" else base).astype(DTYPES[storage])
+        return read
 
     def frames(self) -> Iterator[tuple[float, int, np.ndarray]]:
         """(seconds after the start, frame number, its ticks), in order."""
@@ -167,9 +169,10 @@ async def publish(address: str, load: Load, nodes: list[Node], run: str) -> floa
     return behind
 
 
-def get(url: str, **query: str | int) -> dict:
+def get(url: str, **query: str | int) -> dict[str, Any]:
     with urlopen(f"{url}?{urlencode(query)}" if query else url, timeout=60) as response:
-        return json.load(response)
+        answer: dict[str, Any] = json.load(response)
+        return answer
 
 
 def read_back(api: str, load: Load, uuid: str, metric: str) -> list[float]:

@@ -15,18 +15,15 @@ from typing import Any
 _as_json = False
 
 
-class _Json(argparse.Action):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, nargs=0, **kwargs)
-
-    def __call__(self, *_: Any) -> None:
-        global _as_json
-        _as_json = True
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--json`."""
-    parser.add_argument("--json", action=_Json, help="one JSON object a line")
+    parser.add_argument("--json", action=_Json, nargs=0, help="one JSON object a line")
+
+
+class _Json(argparse.Action):
+    def __call__(self, *_: Any, **__: Any) -> None:
+        global _as_json
+        _as_json = True
 
 
 def emit(figure: str, value: float, unit: str, correct: bool, **extra: float | str) -> None:

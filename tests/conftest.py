@@ -28,4 +28,4 @@ def kernels(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     return ring.Ring, columns.Columns
 
 
-pytest_plugins = ["support.database"]
+pytest_plugins = ["support.database", "support.pipeline"]

@@ -13,7 +13,7 @@ import gputel._reference.columns
 import gputel._reference.ring
 from gputel.kernels import WhenFull, row_dtype
 
-PAIRS = (
+PAIRS: Any = (
     (gputel._native.ring.Ring, gputel._native.columns.Columns),
     (gputel._reference.ring.Ring, gputel._reference.columns.Columns),
 )
@@ -90,7 +90,7 @@ def drain(columns: Any, ring: Any, rows_max: int) -> int | str:
     ],
 )
 def test_push_agrees_on_values_and_on_errors(row: Any) -> None:
-    outcomes = []
+    outcomes: list[tuple[Any, ...]] = []
     for make_ring, make_columns in PAIRS:
         ring, columns = make_ring("fdqQ", 2), make_columns("fdqQ", 1, 2)
         try:

@@ -41,8 +41,20 @@ def fails(code: int, *arguments: str, **variables: str) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["up"], ["collector"], ["broker"], ["sink"], ["api"], ["streamer"], ["doctor"]]
-    + [["migrate"], ["config"], ["config", "check"], ["version"]],
+    [
+        [],
+        ["up"],
+        ["collector"],
+        ["broker"],
+        ["sink"],
+        ["api"],
+        ["streamer"],
+        ["doctor"],
+        ["migrate"],
+        ["config"],
+        ["config", "check"],
+        ["version"],
+    ],
 )
 def test_help_is_there(command: list[str]) -> None:
     done = gputel(*command, "--help")

@@ -22,7 +22,7 @@ from gputel.store.settings import StoreSettings
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from conftest import Producer
+    from support.database import Producer
 
 START_NS = 1_760_000_000_000_000_000
 MS = 1_000_000
@@ -37,9 +37,15 @@ async def claims(store: Store) -> AsyncGenerator[Claims]:
     await held.close()
 
 
+async def take(claims: Claims, partition: int = 0) -> Claim:
+    claim = await claims.acquire("telemetry", partition)
+    assert claim is not None
+    return claim
+
+
 @pytest.fixture
 async def claim(claims: Claims) -> Claim:
-    return await claims.acquire("telemetry", 0)
+    return await take(claims)
 
 
 @pytest.fixture
@@ -162,7 +168,7 @@ async def test_repeats_are_dropped(
     done = await ingest.commit(claim, again)
     assert (done.frames, done.repeated_frames, done.rows) == (0, 4, 0)
     # Another sink, which has to read the marks.
-    claim = await claims.acquire("telemetry", 0)
+    claim = await take(claims)
     assert claim.next_offset == 8
     done = await ingest.commit(claim, [m._replace(offset=m.offset + 8) for m in messages])
     assert (done.frames, done.repeated_frames) == (0, 4)
@@ -219,9 +225,9 @@ def _damage(payload: bytes) -> bytes:
 async def test_a_second_owner_fences_the_first(
     store: Store, ingest: Ingest, claims: Claims, producer: Producer
 ) -> None:
-    old = await claims.acquire("telemetry", 0)
+    old = await take(claims)
     await ingest.commit(old, [producer.publish(times(0, 1))])
-    new = await claims.acquire("telemetry", 0)
+    new = await take(claims)
     message = producer.publish(times(1, 1))
     with pytest.raises(ClaimLost):
         await ingest.commit(old, [message])
@@ -239,6 +245,7 @@ async def test_a_claim_waits_for_the_one_who_has_it(store: Store) -> None:
             await asyncio.wait_for(asyncio.shield(waiting), 0.4)
         await first.close()
         claim = await asyncio.wait_for(waiting, 5)
+        assert claim is not None
         assert claim.owner_epoch == 2
     finally:
         await first.close()
@@ -252,7 +259,7 @@ async def test_many_partitions_are_made_by_several_at_once(
     hours = [START_NS + hour * HOUR_NS for hour in range(40)]
 
     async def one(partition: int) -> None:
-        claim = await claims.acquire("telemetry", partition)
+        claim = await take(claims, partition)
         worker = Ingest(store, StoreSettings())  # as in another process
         await worker.commit(claim, [producers[partition].publish([t]) for t in hours])
 

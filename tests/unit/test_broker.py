@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -67,7 +68,7 @@ async def take(consumer: Consumer, count: int, *, ack: bool = True) -> list[Deli
 
 async def until(condition) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -160,10 +161,11 @@ async def test_what_is_not_acknowledged_in_time_comes_again_then_is_given_up(tmp
                     if delivery.sequence == 2:
                         await consumer.ack(0, [delivery.offset])
             assert [a for s, a in seen if s == 1] == [1, 2, 3]
-        async with client.consumer("t.dlq", start_at=StartAt.EARLIEST) as dead:
-            # Given up while the group has a member.
-            async with client.consumer("t", group="g", ack_timeout_s=0.05) as consumer:
-                (delivery,) = await take(dead, 1, ack=False)
+        async with (
+            client.consumer("t.dlq", start_at=StartAt.EARLIEST) as dead,
+            client.consumer("t", group="g", ack_timeout_s=0.05),  # given up in its presence
+        ):
+            (delivery,) = await take(dead, 1, ack=False)
         letter = mq.DeadLetter.FromString(delivery.payload)
         assert (letter.topic, letter.offset, letter.payload) == ("t", 0, b"p:1:1")
         assert "3 times" in letter.reason
@@ -278,7 +280,7 @@ async def test_bad_names_are_refused_for_good(tmp_path, topic):
 async def test_garbage_on_the_wire_ends_that_stream_only(tmp_path):
     async with serving(tmp_path) as server, connected(server.address) as client:
         async with grpc.aio.insecure_channel(server.address) as channel:
-            call = channel.stream_stream("/gputel.mq.v1.Broker/Publish")()
+            call: Any = channel.stream_stream("/gputel.mq.v1.Broker/Publish")()
             await call.write(b"\xff\xff\xff garbage")
             with pytest.raises(grpc.aio.AioRpcError):
                 async for _ in call:

@@ -1,6 +1,3 @@
-# cython: boundscheck=False, wraparound=False, cdivision=True
-# Every index below is bounded by a count that `drain` or `grow` has checked; the debug
-# build (GPUTEL_DEBUG=1) puts sanitizers behind them.
 """The column batcher: rows of all GPUs in, columns a GPU out.
 
 Each GPU has one block of 8-byte words, allocated once, `stride` words a column:
@@ -178,8 +175,7 @@ cdef class Columns:
                     out += stride
             else:
                 for j in range(width):
-                    # All bits of an invalid cell are cleared, none of a valid one.
-                    out[0] = cells[j] & (<uint64_t>0 - ((valid >> j) & 1))
+                    out[0] = cells[j] if (valid >> j) & 1 else 0
                     out += stride
             count += 1
             self.counts[header.gpu] = count

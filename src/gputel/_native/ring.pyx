@@ -130,7 +130,8 @@ cdef class Ring:
         TypeError: another dtype or shape.
         """
         cdef const unsigned char[::1] view
-        cdef uint64_t taken
+        cdef const char *first
+        cdef uint64_t count, taken
         if rows.dtype != self.row_dtype or rows.ndim != 1:
             raise TypeError(f"rows are {rows.dtype}[{rows.ndim}d], not a row_dtype vector")
         if len(rows) == 0:
@@ -138,8 +139,10 @@ cdef class Ring:
         if not rows.flags.c_contiguous:
             rows = rows.copy()
         view = rows.view("u1")
+        first = <const char *>&view[0]
+        count = <uint64_t>view.shape[0] // self.row_bytes
         with nogil:
-            taken = self.write(<const char *>&view[0], <uint64_t>view.shape[0] // self.row_bytes)
+            taken = self.write(first, count)
         return taken
 
     cdef uint64_t write(self, const char *rows, uint64_t count) noexcept nogil:

@@ -88,7 +88,7 @@ class PublishStream:
         return topic
 
     async def _accept(self, topic: TopicLog, batch: mq.MessageBatch) -> None:
-        await self._wait_for_room(topic)
+        await self._wait_for_room()
         newest = topic.newest_epoch(self._producer)
         if newest > self._epoch:
             raise ProducerFenced(self._producer, self._epoch, newest)
@@ -106,21 +106,13 @@ class PublishStream:
         # A repeat is durable already, and no commit will say so.
         self._changed.set()
 
-    async def _wait_for_room(self, topic: TopicLog) -> None:
+    async def _wait_for_room(self) -> None:
         """Not reading on is what holds a producer back; it is told why."""
         while delay_ms := self._engine.throttle_ms():
             self._counters.throttles += 1
             await self._context.write(mq.PublishResponse(throttle=mq.Throttle(delay_ms=delay_ms)))
             await self._clock.sleep(delay_ms / 1000)
-        while sum(log.pending_bytes for log in topic.partitions) > limits.PENDING_BYTES_MAX:
-            waiter = asyncio.Event()
-            for log in topic.partitions:
-                log.watch(waiter.set)
-            try:
-                await waiter.wait()
-            finally:
-                for log in topic.partitions:
-                    log.unwatch(waiter.set)
+        await self._engine.room()
 
     async def _acknowledge(self) -> None:
         while self._unacked or not self._ended:

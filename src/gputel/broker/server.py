@@ -18,7 +18,7 @@ from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.consuming import ConsumeStream, GroupState
 from gputel.broker.deadletters import DeadLetters
-from gputel.broker.engine import PartitionFailed
+from gputel.broker.engine import NoRoom, PartitionFailed
 from gputel.broker.engine.embedded import EmbeddedEngine
 from gputel.broker.groups import Member
 from gputel.broker.names import check_group, check_topic
@@ -47,6 +47,7 @@ _STATUS: Final[dict[type[GputelError], grpc.StatusCode]] = {
     FrameTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
     ProducerFenced: grpc.StatusCode.FAILED_PRECONDITION,
     PartitionFailed: grpc.StatusCode.UNAVAILABLE,
+    NoRoom: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
@@ -174,7 +175,7 @@ class BrokerServer:
                 self._counters.refused += 1
                 if isinstance(error, ProducerFenced):
                     context.set_trailing_metadata((("newer-epoch", str(error.newer_epoch)),))
-                code = _STATUS.get(type(error), grpc.StatusCode.RESOURCE_EXHAUSTED)
+                code = _STATUS.get(type(error), grpc.StatusCode.INTERNAL)
                 await context.abort(code, str(error))
             finally:
                 self._streams.discard(task)
@@ -205,7 +206,7 @@ class BrokerServer:
             state = self._groups[key]
         else:
             if sum(1 for t, _ in self._groups if t == topic.name) >= limits.GROUPS_PER_TOPIC_MAX:
-                raise GputelError(f"topic {topic.name!r} has the most groups it may have")
+                raise NoRoom(f"topic {topic.name!r} has the most groups it may have")
             state = self._groups[key] = GroupState(topic, name, self._positions.get(key, {}))
         stream = ConsumeStream(
             state,

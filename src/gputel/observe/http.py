@@ -11,7 +11,7 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import falcon
@@ -101,11 +101,17 @@ class HttpServer:
 
 
 class _Metrics:
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, more: Callable[[], bytes] | None) -> None:
         self._telemetry = telemetry
+        self._more = more
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        resp.data, resp.content_type = self._telemetry.exposition(req.get_header("Accept") or "")
+        if self._more is None:
+            accept = req.get_header("Accept") or ""
+            resp.data, resp.content_type = self._telemetry.exposition(accept)
+        else:
+            own, resp.content_type = self._telemetry.exposition()
+            resp.data = self._more() + own
 
 
 class _Checks:
@@ -132,10 +138,20 @@ class _Checks:
 App = falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]
 
 
-def status_app(telemetry: Telemetry, health: Health, app: App | None = None) -> App:
-    """Add /metrics, /healthz and /readyz to `app` (or to a new one)."""
+def status_app(
+    telemetry: Telemetry,
+    health: Health,
+    app: App | None = None,
+    *,
+    more: Callable[[], bytes] | None = None,
+) -> App:
+    """Add /metrics, /healthz and /readyz to `app` (or to a new one).
+
+    `more` renders families that stand before our own, in Prometheus' text format; with it
+    that format is the only one.
+    """
     app = app or falcon.asgi.App()
-    app.add_route("/metrics", _Metrics(telemetry))
+    app.add_route("/metrics", _Metrics(telemetry, more))
     app.add_route("/healthz", _Checks(health, readiness=False))
     app.add_route("/readyz", _Checks(health, readiness=True))
     return app

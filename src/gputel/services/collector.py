@@ -5,7 +5,7 @@ from __future__ import annotations
 from gputel import broker
 from gputel.catalog import Cadence
 from gputel.clock import NS_PER_S
-from gputel.collector import Collector
+from gputel.collector.collector import Collector
 from gputel.config import Config
 from gputel.services.process import Process
 from gputel.sources import Source
@@ -26,7 +26,7 @@ async def serve(process: Process) -> None:
             process.telemetry,
             process.health,
         )
-        async with process.status_port(config.collector.listen) as status:
+        async with process.status_port(config.collector.listen, collector.exposition) as status:
             await collector.start()
             try:
                 facts = {

@@ -84,11 +84,15 @@ class Process:
             await asyncio.sleep(delay_s)
 
     @contextlib.asynccontextmanager
-    async def status_port(self, listen: str) -> AsyncGenerator[HttpServer, None]:
-        """/metrics, /healthz and /readyz on `listen`; yields the running server."""
+    async def status_port(
+        self, listen: str, more: Callable[[], bytes] | None = None
+    ) -> AsyncGenerator[HttpServer, None]:
+        """/metrics (with `more` before our own), /healthz and /readyz on `listen`; yields
+        the running server."""
         address = parse_address(listen)
         sock = bind(self.service, address.host, address.port)
-        server = HttpServer(self.service, status_app(self.telemetry, self.health), sock)
+        app = status_app(self.telemetry, self.health, more=more)
+        server = HttpServer(self.service, app, sock)
         await server.start()
         try:
             yield server

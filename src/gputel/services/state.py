@@ -75,11 +75,13 @@ class DataDir:
             self._lock = os.open(self._run / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             free = shutil.disk_usage(self.path).free
         except OSError as error:
+            self._release()
             raise InputError(
                 f"data directory {self.path}: {error.strerror}",
                 hint="choose one you may write with --data-dir",
             ) from None
         if free < FREE_BYTES_MIN:
+            self._release()
             raise InputError(
                 f"data directory {self.path}: {free // MIB} MiB are free, "
                 f"{FREE_BYTES_MIN // MIB} MiB are needed to start",
@@ -88,6 +90,7 @@ class DataDir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self._release()
             running = read_state(self.path)
             who = f" (pid {running.pid})" if running else ""
             raise DataDirInUse(
@@ -106,6 +109,10 @@ class DataDir:
         """Forget the state and release the lock."""
         if self._lock >= 0:
             (self._run / "up.json").unlink(missing_ok=True)
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 

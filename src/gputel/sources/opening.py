@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from gputel.catalog import Cadence
 from gputel.errors import SourceUnavailable
+from gputel.sources.nvml import Nvml
 from gputel.sources.replay import Replay
 from gputel.sources.settings import SourceSettings
 from gputel.sources.sim import Simulator
@@ -21,19 +22,25 @@ _log = logging.getLogger(__name__)
 def open_source(settings: SourceSettings, periods_ns: Mapping[Cadence, int]) -> Source:
     """The source that `settings` names; its `open` is called by the collector.
 
-    `periods_ns` is the sampling period of each cadence. This build has no NVML source: `nvml`
-    raises SourceUnavailable, and `auto` is the simulator. InputError: a bad file or model.
+    `periods_ns` is the sampling period of each cadence. `auto` is the driver when it shows a
+    GPU, else the simulator. SourceUnavailable: `nvml` without a driver or a GPU. InputError: a
+    bad file or model.
     """
     node = settings.node or socket.gethostname()
     if settings.kind.startswith(REPLAY):
         spec = settings.kind.removeprefix(REPLAY)
         return Replay(spec, node=node, speed=settings.speed, once=settings.once)
-    if settings.kind == "nvml":
-        raise SourceUnavailable(
-            "source nvml: this build can't read the driver", hint="use sim or replay:PATH"
-        )
-    if settings.kind == "auto":
-        _log.info("source: the simulator, for this build can't read the driver")
+    if settings.kind in ("nvml", "auto"):
+        nvml = Nvml(node=node, periods_ns=periods_ns)
+        try:
+            nvml.open()
+        except SourceUnavailable as error:
+            if settings.kind == "nvml":
+                raise
+            _log.info("source: the simulator, for NVML is not available: %s", error)
+        else:
+            _log.info("source: nvml, %s", nvml.description)
+            return nvml
     return Simulator(
         node=node,
         gpus=settings.gpus,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -51,10 +52,15 @@ class Claims:
         self._busy = asyncio.Lock()
         self._held: set[tuple[str, int]] = set()
 
-    async def acquire(self, topic: str, partition: int) -> Claim:
-        """Wait until the partition is ours. DatabaseUnavailable: try again later."""
+    async def acquire(
+        self, topic: str, partition: int, wanted: Callable[[], bool] = lambda: True
+    ) -> Claim | None:
+        """Wait until the partition is ours; None as soon as it is no longer `wanted`.
+
+        DatabaseUnavailable: try again later.
+        """
         key = lock_key(topic, partition)
-        while True:
+        while wanted():
             async with self._busy:
                 session = await self._open()
                 with translated(self._store.settings):
@@ -63,6 +69,7 @@ class Claims:
                         self._held.add((topic, partition))
                         return await _take(session, topic, partition)
             await self._clock.sleep(POLL_S)
+        return None
 
     async def release(self, topic: str, partition: int) -> None:
         """Let another sink have the partition."""

@@ -75,6 +75,8 @@ class Maintainer:
                 if not away:
                     log.info("maintenance waits: %s", error)
                 away = True
+            except asyncpg.PostgresError as error:
+                log.warning("maintenance failed and is tried again: %s", error)
             await self._clock.sleep(PERIOD_S)
 
     @contextlib.asynccontextmanager

@@ -43,14 +43,13 @@ class Client:
         abort: Callable[[], None] | None,
         clock: Clock,
         heartbeat_s: float,
-        stall_s: float = STALL_S,
     ) -> None:
         self._hub = hub
         self._socket = socket
         self._abort = abort
         self._clock = clock
         self._heartbeat_s = heartbeat_s
-        self._stall_s = stall_s
+        self._stall_s = STALL_S
         self._answers: deque[str] = deque()
         self._slots: dict[str, Slot] = {}
         self._wake = asyncio.Event()

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 WATCH_PERIOD_S: Final = 0.25
 STOP_GRACE_S: Final = 2.0
+LIVE: Final = "live"
+RECONNECTING: Final = "reconnecting"
 
 
 class Hub:
@@ -52,7 +54,10 @@ class Hub:
         self._feeds: dict[Selection, Feed] = {}
         self._consumer: Consumer | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._shown_source = self.source
+        #: As clients were told last: `live` while frames can arrive, else `reconnecting`.
+        self.source = RECONNECTING
+        self._nobody = asyncio.Event()
+        self._nobody.set()
         self._messages = 0
         self._bytes = 0
         self._conflated = 0  # of feeds that are gone
@@ -66,11 +71,9 @@ class Hub:
         health.ready("broker", self._broker_problem)
         health.live("hub", self._task_problem)
 
-    @property
-    def source(self) -> str:
-        """`live` while frames can arrive, else `reconnecting`."""
+    def _source_now(self) -> str:
         connected = self._consumer is not None and self._consumer.connected
-        return "live" if connected else "reconnecting"
+        return LIVE if connected else RECONNECTING
 
     async def start(self) -> None:
         """Begin to read; the broker may be away."""
@@ -85,8 +88,7 @@ class Hub:
             client.end(CLOSE_GOING_AWAY, "the streamer stops")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_GRACE_S):
-                while self.clients:  # noqa: ASYNC110 - bounded, and only at the end
-                    await asyncio.sleep(0.01)
+                await self._nobody.wait()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -104,10 +106,13 @@ class Hub:
     async def serve(self, client: Client) -> None:
         """Serve `client` until it ends."""
         self.clients.add(client)
+        self._nobody.clear()
         try:
             await client.serve()
         finally:
             self.clients.discard(client)
+            if not self.clients:
+                self._nobody.set()
             if client.cut_off is not None:
                 self.refuse(client.cut_off)
 
@@ -156,14 +161,14 @@ class Hub:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_PERIOD_S)
-            if self.source != self._shown_source:
-                self._shown_source = self.source
-                log.info("the broker is %s", "here" if self.source == "live" else "away")
+            if self.source != self._source_now():
+                self.source = self._source_now()
+                log.info("the broker is %s", "here" if self.source == LIVE else "away")
                 for client in tuple(self.clients):
                     client.tell(protocol.status(self.source, self._clock.time_ns()))
 
     def _broker_problem(self) -> str | None:
-        return None if self.source == "live" else "not connected to the broker"
+        return None if self._source_now() == LIVE else "not connected to the broker"
 
     def _task_problem(self) -> str | None:
         stopped = [task.get_name() for task in self._tasks if task.done()]

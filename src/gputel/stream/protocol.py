@@ -71,7 +71,7 @@ class Ping(msgspec.Struct, tag="ping", forbid_unknown_fields=True, frozen=True):
 
 
 Message = Subscribe | Unsubscribe | Ping
-_decoder = msgspec.json.Decoder(Message)
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 @dataclass(frozen=True, slots=True)

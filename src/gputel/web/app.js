@@ -23,7 +23,7 @@ const ROWS_MAX = 500;
 const RETRY_MS = [250, 500, 1000, 2000, 5000];
 
 const $ = (id) => document.getElementById(id);
-const gpus = new Map(); // uuid -> what is known of the GPU and where it is shown
+const gpus = new Map(); // keyOf -> what is known of the GPU and where it is shown
 let pipeline = null;
 let socket = null;
 let attempts = 0;
@@ -54,6 +54,14 @@ function connection(state, text) {
   if ($("connection").textContent !== text) $("connection").textContent = text;
 }
 
+// Connected is not live: a replay that has ended, or collectors that are away, send nothing.
+function showLive() {
+  let newest = 0;
+  for (const gpu of gpus.values()) newest = Math.max(newest, gpu.time);
+  const live = Date.now() - newest < STALE_S * 1000;
+  connection(live ? "live" : "idle", live ? "live" : "connected, no new samples");
+}
+
 // ---------------------------------------------------------------- values as people read them
 
 const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
@@ -75,14 +83,17 @@ function ago(seconds) {
 
 // ---------------------------------------------------------------- inventory
 
+// A GPU that moved to another node is another row, as in the database.
+const keyOf = (info) => JSON.stringify([info.node, info.uuid]);
+
 function know(info) {
-  let gpu = gpus.get(info.uuid);
+  let gpu = gpus.get(keyOf(info));
   if (!gpu) {
     gpu = { uuid: info.uuid, node: "", index: 0, model: "", values: {}, time: 0, changed: true };
-    gpus.set(info.uuid, gpu);
+    gpus.set(keyOf(info), gpu);
     gpu.added = true;
   }
-  for (const key of ["node", "index", "model", "driver_version", "pci_bus_id"])
+  for (const key of ["id", "node", "index", "model", "driver_version", "pci_bus_id"])
     if (info[key] !== undefined) gpu[key] = info[key];
   if (info.memory_total_bytes) gpu.total = info.memory_total_bytes;
   return gpu;
@@ -134,13 +145,14 @@ function connect() {
         if (opened && opened.gpu === gpu) opened.add(time / 1000, reading.values);
       }
       if (added) loadInventory().catch((error) => complain(error.message));
-      connection("live", "live");
+      showLive();
       paintSoon();
     } else if (message.type === "status") {
       if (message.source === "reconnecting") connection("lost", "waiting for the broker");
-      else connection("live", "live");
+      else showLive();
     } else if (message.type === "hello") {
-      connection("live", "connected");
+      if (message.source === "reconnecting") connection("lost", "waiting for the broker");
+      else showLive();
     }
   };
   socket.onclose = () => {
@@ -171,7 +183,7 @@ function makeRow(gpu) {
   const row = element(
     "tr",
     { tabIndex: 0 },
-    element("td", { textContent: gpu.node }),
+    element("td", { textContent: gpu.node, className: "name", title: gpu.node }),
     element("td", { textContent: gpu.index, title: gpu.uuid }),
     element("td", { textContent: gpu.model, className: "model", title: gpu.model }),
     cell("gpu_utilization_percent"),
@@ -181,7 +193,7 @@ function makeRow(gpu) {
     cell("sm_clock_mhz"),
   );
   const meter = element("i");
-  const text = document.createTextNode("–");
+  const text = element("span", { className: "value", textContent: "–" });
   cells.gpu_utilization_percent.replaceChildren(element("span", { className: "meter" }, meter), text);
   const sampled = element("td", { textContent: "" });
   row.append(sampled);
@@ -242,7 +254,7 @@ function paint() {
       gpu.stale = stale;
       const busy = gpu.values.gpu_utilization_percent;
       gpu.cell.style.setProperty("--busy", (busy || 0) / 100);
-      gpu.cell.dataset.busy = busy > 60 ? "high" : "low";
+      gpu.cell.dataset.busy = busy > 75 ? "high" : "low";
       gpu.cell.textContent = busy === undefined ? "–" : Math.round(busy);
       gpu.cell.classList.toggle("stale", stale);
       gpu.cell.setAttribute("aria-label", `${gpu.node} GPU ${gpu.index}: ${busy === undefined ? "no value" : `${Math.round(busy)} %`}${stale ? ", not live" : ""}`);
@@ -331,7 +343,7 @@ class Detail {
     const end = live ? "now" : new Date(last + 1000).toISOString();
     const metrics = CHARTS.map((chart) => chart.metric).join(",");
     const found = await ask(
-      `/api/v1/gpus/${encodeURIComponent(this.gpu.uuid)}/telemetry?start_time=${encodeURIComponent(start)}&end_time=${encodeURIComponent(end)}&metrics=${metrics}`,
+      `/api/v1/gpus/${encodeURIComponent(this.gpu.id ?? this.gpu.uuid)}/telemetry?start_time=${encodeURIComponent(start)}&end_time=${encodeURIComponent(end)}&metrics=${metrics}`,
     );
     for (const series of found.series) {
       const chart = this.charts.find((c) => c.metric === series.metric);
@@ -388,7 +400,7 @@ function open(gpu, focus = true) {
   $("facts").textContent = facts.filter(Boolean).join(" · ");
   opened = new Detail(gpu);
   opened.load().catch((error) => complain(error.message));
-  history.replaceState(null, "", `#gpu=${encodeURIComponent(gpu.uuid)}`);
+  history.replaceState(null, "", `#gpu=${encodeURIComponent(keyOf(gpu))}`);
   markOpen();
   if (focus) {
     $("detail").scrollIntoView({ block: "nearest" });
@@ -423,6 +435,14 @@ async function refresh() {
   }
 }
 
+// The stream may bring a GPU before the database knows it, and the database may hold more
+// than when the page was opened.
+function catchUp() {
+  const strangers = [...gpus.values()].some((gpu) => gpu.id === undefined);
+  if (strangers || (pipeline && pipeline.gpus > gpus.size))
+    loadInventory().catch((error) => complain(error.message));
+}
+
 async function start() {
   $("filter").oninput = layOut;
   $("close").onclick = close;
@@ -437,8 +457,10 @@ async function start() {
   const asked = new URLSearchParams(location.hash.slice(1)).get("gpu");
   if (asked && gpus.has(asked)) open(gpus.get(asked), false);
   setInterval(refresh, 10000);
+  setInterval(catchUp, 2000);
   setInterval(() => {
     $("age").textContent = lastMessage ? `last message ${ago((Date.now() - lastMessage) / 1000)}` : "";
+    if ($("connection").dataset.state === "live") showLive();
     paintSoon();
   }, 1000);
 }

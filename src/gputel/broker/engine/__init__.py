@@ -13,11 +13,15 @@ from typing import NamedTuple, Protocol
 from gputel.broker.engine.record import Record
 from gputel.errors import GputelError
 
-__all__ = ["Chunk", "Engine", "PartitionFailed", "PartitionLog", "Record", "TopicLog"]
+__all__ = ["Chunk", "Engine", "NoRoom", "PartitionFailed", "PartitionLog", "Record", "TopicLog"]
 
 
 class PartitionFailed(GputelError):
     """A partition that takes no more messages, and why."""
+
+
+class NoRoom(GputelError):
+    """A bound of the broker that is reached: topics, producers, groups or streams."""
 
 
 class Chunk(NamedTuple):
@@ -79,7 +83,7 @@ class PartitionLog(Protocol):
 
         A repeat (see `Message` in the protocol) is not stored; its ticket is that of what
         was stored. `repeatable=False` stores the message whatever its sequence is.
-        Raises ProducerFenced, PartitionFailed, and GputelError when there is no room.
+        Raises ProducerFenced, PartitionFailed, and NoRoom when there is no room.
         """
         ...
 
@@ -139,6 +143,10 @@ class Engine(Protocol):
 
     def throttle_ms(self) -> int:
         """How long producers should wait before they send more; 0 when they need not."""
+        ...
+
+    async def room(self) -> None:
+        """Return once few enough bytes are accepted and not yet durable to accept more."""
         ...
 
     async def load_positions(self) -> Mapping[tuple[str, str], Mapping[int, int]]:

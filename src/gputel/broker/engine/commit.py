@@ -21,7 +21,7 @@ from gputel import limits
 from gputel.broker.engine.disk import Disk
 from gputel.broker.engine.partition import Partition
 from gputel.broker.engine.producers import Mark, Producers
-from gputel.broker.engine.record import Record, encode_head
+from gputel.broker.engine.record import HEADER_BYTES, Record, encode_head
 from gputel.broker.engine.recovery import create
 from gputel.broker.engine.segment import Segment
 from gputel.broker.settings import BrokerSettings
@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 HOUSEKEEPING_S = 0.25
 JOIN_BYTES_MAX = 4 * limits.KIB  # a smaller payload is cheaper to copy than to point at
+
+
+class SyncFailed(OSError):
+    """Nobody knows what the disk holds of what was not synced: fatal for the partition."""
 
 
 class Writer:
@@ -60,7 +64,7 @@ class Writer:
             size_bytes = 0
             pending = self.partition.pending
             while pending:
-                size_bytes += len(pending[0].payload)
+                size_bytes += HEADER_BYTES + len(pending[0].key) + len(pending[0].payload)
                 if self._held and size_bytes > limits.COMMIT_BYTES_MAX:
                     break
                 self._held.append(pending.popleft())
@@ -69,7 +73,8 @@ class Writer:
     def write(self, records: list[Record], segment_bytes: int, *, sync: bool) -> int:
         """Append `records` and sync; returns their size in bytes. OSError.
 
-        When the disk is full nothing is left of them in the file, and they are held.
+        After an error nothing is left of them in the file, and they are held; writing may be
+        tried again, except after SyncFailed.
         """
         buffers: list[bytes] = []
         sizes: list[int] = []
@@ -87,11 +92,13 @@ class Writer:
         try:
             self._disk.append(self._fd, buffers)
             if sync:
-                self._disk.sync(self._fd)
-        except OSError:
-            # After a failed write or sync nobody knows what of it the disk holds: cut it off.
-            with contextlib.suppress(OSError):
+                self.sync()
+        except OSError as error:
+            # Also after a failed sync: the next start must not take it for stored.
+            try:
                 self._disk.truncate(active.path, active.size_bytes)
+            except OSError:
+                raise SyncFailed(error.errno, error.strerror) from None
             raise
         self.full = False
         self._held = []
@@ -108,8 +115,11 @@ class Writer:
         return added_bytes
 
     def sync(self) -> None:
-        """Sync what was written without."""
-        self._disk.sync(self._fd)
+        """Make durable what was written. SyncFailed."""
+        try:
+            self._disk.sync(self._fd)
+        except OSError as error:
+            raise SyncFailed(error.errno, error.strerror) from error
         self._unsynced_offset = self._next_offset
         self.unsynced = False
 
@@ -199,6 +209,11 @@ class Committer:
         self._writers.clear()
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread runs; it ends with `stop` only."""
+        return self._thread.is_alive()
+
+    @property
     def is_full(self) -> bool:
         """Whether a partition waits for disk space, or the reserve is touched."""
         return self.free_bytes < self._settings.disk_reserve_bytes or any(
@@ -218,7 +233,7 @@ class Committer:
                     partition.queued = False
                     self._commit(self._writers[partition])
             self._housekeep()
-        for writer in self._writers.values():
+        for writer in tuple(self._writers.values()):
             while self._commit(writer):
                 pass
             if writer.unsynced and not writer.failed:
@@ -235,7 +250,7 @@ class Committer:
             sync = self._settings.fsync == "always"
             size_bytes = writer.write(records, self._settings.segment_bytes, sync=sync)
         except OSError as error:
-            if error.errno in _NO_SPACE:
+            if error.errno in _NO_SPACE and not isinstance(error, SyncFailed):
                 if not writer.full:
                     log.warning("%s: %s; producers wait", partition.directory, error.strerror)
                 writer.full = True

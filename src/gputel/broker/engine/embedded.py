@@ -21,13 +21,14 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from gputel import limits
+from gputel.broker.engine import NoRoom
 from gputel.broker.engine.commit import Committer, Writer
 from gputel.broker.engine.disk import Disk
-from gputel.broker.engine.partition import Partition, Tail
+from gputel.broker.engine.partition import Backlog, Partition, Tail
 from gputel.broker.engine.recovery import Recovered, recover
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import SYSTEM_CLOCK, Clock
-from gputel.errors import GputelError, InputError, ProducerFenced
+from gputel.errors import InputError, ProducerFenced
 
 _T = TypeVar("_T")
 
@@ -42,10 +43,6 @@ class _TopicFile(msgspec.Struct, forbid_unknown_fields=True):
 
 class _PositionsFile(msgspec.Struct, forbid_unknown_fields=True):
     positions: dict[int, int]
-
-
-class TooManyTopics(GputelError):
-    """A broker that holds as many topics or producers as it may."""
 
 
 class Topic:
@@ -68,7 +65,7 @@ class Topic:
             raise ProducerFenced(producer, epoch, newest)
         full = len(self._opened) >= limits.PRODUCERS_PER_PARTITION_MAX
         if full and producer not in self._opened:
-            raise TooManyTopics(
+            raise NoRoom(
                 f"topic {self.name!r} has {len(self._opened)} producers, the most it may have"
             )
         self._opened[producer] = epoch
@@ -112,6 +109,7 @@ class EmbeddedEngine:
         self._observe_commit_s = observe_commit_s
         self._topics: dict[str, Topic] = {}
         self._tail = Tail()
+        self._backlog = Backlog()
         self._opening = asyncio.Lock()
         self._lock_fd = -1
         self._readers: ThreadPoolExecutor | None = None
@@ -162,14 +160,15 @@ class EmbeddedEngine:
             if topic is not None:
                 return topic
             if len(self._topics) >= limits.TOPICS_MAX:
-                raise TooManyTopics(
-                    f"this broker holds {limits.TOPICS_MAX} topics, the most it may"
-                )
+                raise NoRoom(f"this broker holds {limits.TOPICS_MAX} topics, the most it may")
             opened = await self._call(self._create_topic, name)
             return await self._add(opened)
 
     def throttle_ms(self) -> int:
         return THROTTLE_MS if self.committer is not None and self.committer.is_full else 0
+
+    async def room(self) -> None:
+        await self._backlog.room()
 
     async def load_positions(self) -> Mapping[tuple[str, str], Mapping[int, int]]:
         return await self._call(self._load_positions)
@@ -240,6 +239,7 @@ class EmbeddedEngine:
                 recovered,
                 clock=self._clock,
                 tail=self._tail,
+                backlog=self._backlog,
                 readers=self._readers,
                 accepted=self.committer.accepted,
             )

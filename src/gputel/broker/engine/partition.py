@@ -26,6 +26,11 @@ from gputel.errors import ProducerFenced
 log = logging.getLogger(__name__)
 
 
+def _cost_bytes(record: Record) -> int:
+    """What a record counts in memory: an empty payload isn't free."""
+    return HEADER_BYTES + len(record.key) + len(record.payload)
+
+
 class Tail:
     """The newest committed records of all partitions, bounded in bytes together."""
 
@@ -36,7 +41,7 @@ class Tail:
 
     def add(self, records: dict[int, Record], record: Record) -> None:
         """Keep `record` in its partition's `records`; the oldest of any partition go."""
-        size_bytes = HEADER_BYTES + len(record.key) + len(record.payload)
+        size_bytes = _cost_bytes(record)
         records[record.offset] = record
         self._order.append((records, record.offset, size_bytes))
         self._size_bytes += size_bytes
@@ -44,6 +49,30 @@ class Tail:
             oldest, offset, freed_bytes = self._order.popleft()
             oldest.pop(offset, None)
             self._size_bytes -= freed_bytes
+
+
+class Backlog:
+    """The bytes that all partitions together have accepted and not yet made durable."""
+
+    def __init__(self, bytes_max: int = limits.PENDING_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self.size_bytes = 0
+
+    def grow(self, size_bytes: int) -> None:
+        """Count what was accepted; negative when it is durable or lost."""
+        self.size_bytes += size_bytes
+        while self._waiters and self.size_bytes < self._bytes_max:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def room(self) -> None:
+        """Return once there is room for more."""
+        while self.size_bytes >= self._bytes_max:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
 
 
 class Partition:
@@ -57,6 +86,7 @@ class Partition:
         *,
         clock: Clock,
         tail: Tail,
+        backlog: Backlog,
         readers: Executor,
         accepted: Callable[[Partition], None],
     ) -> None:
@@ -79,6 +109,7 @@ class Partition:
         self._accepted_offset = recovered.next_offset
         self._clock = clock
         self._tail = tail
+        self._backlog = backlog
         self._recent: dict[int, Record] = {}
         self._readers = readers
         self._accepted = accepted
@@ -125,10 +156,9 @@ class Partition:
         offset = self._accepted_offset
         self._producers.advance(producer, Mark(epoch, sequence, offset))
         self._accepted_offset = offset + 1
-        self.pending_bytes += len(payload)
-        self.pending.append(
-            Record(offset, self._clock.time_ns(), producer, epoch, sequence, key, payload)
-        )
+        record = Record(offset, self._clock.time_ns(), producer, epoch, sequence, key, payload)
+        self._count_pending(_cost_bytes(record))
+        self.pending.append(record)
         if not self.queued:
             self.queued = True
             self._accepted(self)
@@ -146,7 +176,8 @@ class Partition:
         self._next_offset = records[-1].offset + 1
         for record in records:
             self._tail.add(self._recent, record)
-            self.pending_bytes -= len(record.payload)
+        if not self.failure:
+            self._count_pending(-sum(map(_cost_bytes, records)))
         self.messages_in += len(records)
         self.bytes_in += size_bytes
         self._notify()
@@ -156,8 +187,12 @@ class Partition:
         log.error("partition %s takes no more messages: %s", self.name, reason)
         self.failure = reason
         self.pending.clear()
-        self.pending_bytes = 0
+        self._count_pending(-self.pending_bytes)
         self._notify()
+
+    def _count_pending(self, size_bytes: int) -> None:
+        self.pending_bytes += size_bytes
+        self._backlog.grow(size_bytes)
 
     def watch(self, changed: Callable[[], None]) -> None:
         self._watchers.add(changed)

@@ -15,14 +15,11 @@ import google_crc32c
 import msgspec
 
 from gputel import limits
-from gputel.errors import GputelError, LogCorrupt
+from gputel.broker.engine import NoRoom
+from gputel.errors import LogCorrupt
 
 _MAGIC = b"GQP1"
 _MARKS = msgspec.json.Decoder(dict[str, tuple[int, int]])
-
-
-class TooManyProducers(GputelError):
-    """A partition that knows as many producers as it can remember."""
 
 
 class Mark(NamedTuple):
@@ -47,9 +44,9 @@ class Producers:
         return self._marks.get(producer)
 
     def advance(self, producer: str, mark: Mark) -> None:
-        """Remember a message; TooManyProducers when there is no room for a new producer."""
+        """Remember a message; NoRoom when there is no room for a new producer."""
         if len(self._marks) >= limits.PRODUCERS_PER_PARTITION_MAX and producer not in self._marks:
-            raise TooManyProducers(
+            raise NoRoom(
                 f"a partition remembers {limits.PRODUCERS_PER_PARTITION_MAX} producers at most",
                 hint="use stable producer names, or another topic",
             )

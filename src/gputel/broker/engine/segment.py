@@ -100,8 +100,8 @@ def _resume(window: _Window, position: int, size_bytes: int, offset_min: int) ->
         found = layout.find(buffer, at, offset_min)
         if found is not None:
             return found._replace(position=position - at + found.position)
-        if position - at + len(buffer) >= size_bytes:
-            return None
+        if position - at + len(buffer) >= size_bytes or len(buffer) - at <= layout.RECORD_BYTES_MAX:
+            return None  # the file's end, also of one that somebody has cut
         # A record that begins near the end of this window lies wholly in the next.
         position += len(buffer) - at - layout.RECORD_BYTES_MAX
     return None
@@ -194,7 +194,7 @@ class Segment:
                 part.gaps.clear()  # they lie before what was asked for
                 continue
             if record.offset >= end_offset:
-                return part._replace(next_offset=next_offset)
+                break
             taken_bytes += len(record.payload)
             if part.records and (taken_bytes > bytes_max or len(part.records) >= messages_max):
                 return part._replace(next_offset=next_offset)

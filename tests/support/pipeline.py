@@ -129,3 +129,20 @@ def start_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 def pipeline(start_pipeline: Start) -> Running:
     """Eight simulated GPUs, one pipeline a module."""
     return start_pipeline("--source", "sim", "--gpus", "8")
+
+
+@pytest.fixture
+def run_gputel() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command to its end; keyword arguments are variables of its environment."""
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gputel", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**environment(), **variables},
+            check=False,
+        )
+
+    return run
