@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -205,6 +206,31 @@ async def test_a_member_says_where_to_go_on(tmp_path):
         await publish(client, 1, 10)
         async with client.consumer("t", group="g", on_assign=at) as consumer:
             assert [d.offset for d in await take(consumer, 3)] == [7, 8, 9]
+
+
+async def test_a_position_beyond_the_log_goes_on_at_its_first_message(tmp_path):
+    """Waiting for the log to grow that far would skip what is published until then."""
+    async with serving(tmp_path, partitions=1) as server, connected(server.address) as client:
+        await publish(client, 1, 5)
+
+        async def position(_: int) -> int:
+            return 1000
+
+        async with client.consumer("t", group="g", on_assign=position) as consumer:
+            assert [d.offset for d in await take(consumer, 5)] == list(range(5))
+
+
+async def test_saved_positions_of_a_log_that_is_gone_skip_nothing(tmp_path):
+    async with serving(tmp_path, partitions=1) as server, connected(server.address) as client:
+        await publish(client, 1, 5)
+        consumer = client.consumer("t", group="g", start_at=StartAt.EARLIEST)
+        async with consumer:
+            await take(consumer, 5)
+    shutil.rmtree(tmp_path / "topics")
+    async with serving(tmp_path, partitions=1) as server, connected(server.address) as client:
+        await publish(client, 1, 3)
+        async with client.consumer("t", group="g") as consumer:
+            assert [d.sequence for d in await take(consumer, 3)] == [1, 2, 3]
 
 
 async def test_an_observer_sees_what_is_new_and_goes_on_after_a_restart(tmp_path):

@@ -40,6 +40,7 @@ class GroupState:
         self.saved = dict(positions)
         self.streams: dict[Member, ConsumeStream] = {}
         self.lost = 0  # unsettled messages that retention took away
+        self.rewound = 0  # positions beyond the end of the log
 
     def cursor(self, partition: int, start_at: int) -> Cursor:
         """The cursor of a partition; a new group begins where `start_at` says."""
@@ -48,8 +49,31 @@ class GroupState:
             plog = self.topic.partitions[partition]
             latest = start_at == mq.START_AT_LATEST
             floor = plog.next_offset if latest else plog.first_offset
-            cursor = self.group.cursors[partition] = Cursor(self.saved.get(partition, floor))
+            if partition in self.saved:
+                floor = self.existing(partition, self.saved[partition])
+            cursor = self.group.cursors[partition] = Cursor(floor)
         return cursor
+
+    def existing(self, partition: int, offset: int) -> int:
+        """`offset`, or the first one kept when the log does not reach that far.
+
+        Such an offset is of a log that is gone. To wait for the new log to reach it would
+        skip everything until then.
+        """
+        plog = self.topic.partitions[partition]
+        if offset <= plog.next_offset:
+            return offset
+        self.rewound += 1
+        log.warning(
+            "group %s: offset %d of %s/%d is beyond the log's end at %d; going on at %d",
+            self.name,
+            offset,
+            self.topic.name,
+            partition,
+            plog.next_offset,
+            plog.first_offset,
+        )
+        return plog.first_offset
 
     def positions(self) -> dict[int, int]:
         """Every partition's floor."""
@@ -191,7 +215,7 @@ class ConsumeStream:
         cursor = self._state.cursor(partition, self._start_at)
         cursor.ack_timeout_ns = self._ack_timeout_ns
         if position.HasField("next_offset"):
-            cursor.seek(position.next_offset)
+            cursor.seek(self._state.existing(partition, position.next_offset))
         self._member.active.add(partition)
 
     # -- deliveries --------------------------------------------------------------------
@@ -241,6 +265,8 @@ class ConsumeStream:
         again = cursor.due(now_ns)
         if again is not None:
             chunk = await plog.read(again, 1, limits.BATCH_BYTES_MAX)
+            if self._held(partition) is not cursor or not cursor.floor <= again < cursor.fresh:
+                return True  # taken away or moved while we read
             if not chunk.records or chunk.records[0].offset != again:
                 self._jump(partition, cursor, plog, min(chunk.next_offset, cursor.fresh))
                 return True

@@ -13,6 +13,8 @@ A partition of a group, by offset:
 from __future__ import annotations
 
 import heapq
+import itertools
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -33,7 +35,9 @@ class Cursor:
         self.fresh = floor
         self.ack_timeout_ns = 30 * NS_PER_S
         self.redeliveries = 0
-        self._deadlines: dict[int, int] = {}  # in flight: offset -> when it counts as lost
+        # In flight: offset -> when it counts as lost. All have one timeout, so the order of
+        # deliveries is that of the deadlines, and the first is all that need be looked at.
+        self._deadlines: OrderedDict[int, int] = OrderedDict()
         self._retries: list[tuple[int, int]] = []  # heap of (when, offset)
         self._waiting: set[int] = set()  # offsets in `_retries` that still count
         self._acked: set[int] = set()  # above the floor
@@ -85,6 +89,7 @@ class Cursor:
         attempt = self._attempts.get(offset, 0) + 1
         self._attempts[offset] = attempt
         self._deadlines[offset] = now_ns + self.ack_timeout_ns
+        self._deadlines.move_to_end(offset)
         self._waiting.discard(offset)
         self.fresh = max(self.fresh, offset + 1)
         if attempt > 1:
@@ -108,10 +113,14 @@ class Cursor:
         """The member is still busy with it."""
         if offset in self._deadlines:
             self._deadlines[offset] = now_ns + self.ack_timeout_ns
+            self._deadlines.move_to_end(offset)
 
     def expire(self, now_ns: int) -> None:
         """What was not settled in time is delivered again, later each time."""
-        for offset in [o for o, deadline in self._deadlines.items() if deadline <= now_ns]:
+        while self._deadlines:
+            offset, deadline = next(iter(self._deadlines.items()))
+            if deadline > now_ns:
+                return
             del self._deadlines[offset]
             doubled = RETRY_FIRST_NS << min(self._attempts.get(offset, 1) - 1, 16)
             self._retry_at(offset, now_ns + min(doubled, RETRY_LAST_NS))
@@ -126,7 +135,7 @@ class Cursor:
 
     def wake_ns(self) -> int | None:
         """When something falls due by itself; None: never."""
-        times = list(self._deadlines.values())
+        times = list(itertools.islice(self._deadlines.values(), 1))
         if self._retries:
             times.append(self._retries[0][0])
         return min(times, default=None)

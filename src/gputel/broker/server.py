@@ -339,6 +339,11 @@ class BrokerServer:
             "Messages gone before a group settled them",
             lambda: sum(s.lost for s in self._groups.values()),
         )
+        counter(
+            "gputel_broker_rewound_positions",
+            "Positions beyond the end of a log, moved to its first message",
+            lambda: sum(s.rewound for s in self._groups.values()),
+        )
         gauge("gputel_broker_log_bytes", "Size of a partition's log", self._log_bytes)
         gauge("gputel_broker_group_lag_messages", "Messages a group has yet to settle", self._lag)
         gauge(
