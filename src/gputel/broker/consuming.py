@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import grpc.aio
 
@@ -20,7 +21,7 @@ from gputel.broker.deadletters import DeadLetters
 from gputel.broker.engine import PartitionLog, Record, TopicLog
 from gputel.broker.groups import Cursor, Group, Member
 from gputel.clock import NS_PER_MS, NS_PER_S, Clock
-from gputel.errors import InputError
+from gputel.errors import GputelError, InputError
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,10 @@ Context = grpc.aio.ServicerContext[mq.ConsumeRequest, mq.ConsumeResponse]
 Requests = AsyncIterator[mq.ConsumeRequest]
 
 READ_MESSAGES_MAX = 256
+
+
+class LeaseExpired(GputelError):
+    """A member that was silent for so long that its partitions went to others."""
 
 
 class GroupState:
@@ -122,6 +127,7 @@ class ConsumeStream:
         self._context = context
         self._wake = asyncio.Event()
         self._tell_assignment = False
+        self._evicted = asyncio.Event()
         self.delivered = 0
         self.delivered_bytes = 0
 
@@ -129,6 +135,14 @@ class ConsumeStream:
         """The pump tells the member."""
         self._tell_assignment = True
         self._wake.set()
+
+    def evict(self) -> None:
+        """The member's lease is over: its stream ends with a status, so that it comes again.
+
+        Cancelling the stream's task would not do: gRPC then sends no status.
+        """
+        self._state.leave(self._member)
+        self._evicted.set()
 
     async def serve(self, requests: Requests) -> None:
         """Return when the consumer has gone; GputelError when it must be refused."""
@@ -143,18 +157,24 @@ class ConsumeStream:
         self._state.join(self._member, self)
         pump = asyncio.create_task(self._pump(), name=f"consume-{self._member.name}")
         reader = asyncio.create_task(self._read(requests), name="consume-reader")
+        evicted = asyncio.create_task(self._evicted.wait(), name="consume-lease")
+        tasks: set[asyncio.Task[Any]] = {pump, reader, evicted}
         try:
-            await asyncio.wait({pump, reader}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if evicted.done():
+                raise LeaseExpired(f"{self._member.name}: the lease is over after a long silence")
             for task in (reader, pump):
                 if task.done():
                     task.result()
         finally:
-            for task in (pump, reader):
-                task.cancel()
-            await asyncio.gather(pump, reader, return_exceptions=True)
+            # Before anything is awaited: a second cancellation would end this clause there, and
+            # a member that has gone would keep its partitions.
+            self._state.leave(self._member)
             for plog in logs:
                 plog.unwatch(self._wake.set)
-            self._state.leave(self._member)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- requests ----------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
-from gputel.broker.consuming import ConsumeStream, GroupState
+from gputel.broker.consuming import ConsumeStream, GroupState, LeaseExpired
 from gputel.broker.deadletters import DeadLetters
 from gputel.broker.engine import NoRoom, PartitionFailed
 from gputel.broker.engine.embedded import EmbeddedEngine
@@ -47,6 +47,7 @@ _STATUS: Final[dict[type[GputelError], grpc.StatusCode]] = {
     FrameTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
     ProducerFenced: grpc.StatusCode.FAILED_PRECONDITION,
     PartitionFailed: grpc.StatusCode.UNAVAILABLE,
+    LeaseExpired: grpc.StatusCode.UNAVAILABLE,
     NoRoom: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
@@ -82,7 +83,6 @@ class BrokerServer:
         self._positions: dict[tuple[str, str], dict[int, int]] = {}
         self._streams: set[asyncio.Task[Any]] = set()
         self._members = 0
-        self._leases: dict[Member, asyncio.Task[Any] | None] = {}
         self._server: grpc.aio.Server | None = None
         self._housekeeper: asyncio.Task[None] | None = None
         self.address = ""
@@ -218,11 +218,9 @@ class BrokerServer:
             clock=self._clock,
             context=context,
         )
-        self._leases[member] = asyncio.current_task()
         try:
             await stream.serve(incoming)
         finally:
-            del self._leases[member]
             self._delivered += stream.delivered
             self._delivered_bytes += stream.delivered_bytes
 
@@ -284,8 +282,7 @@ class BrokerServer:
                     log.warning(
                         "member %s of group %s is silent: its lease ends", member.name, state.name
                     )
-                    if (task := self._leases.get(member)) is not None:
-                        task.cancel()
+                    state.streams[member].evict()
             try:
                 await self._save_positions()
             except OSError as error:
