@@ -85,7 +85,9 @@ class Otel:
     factor: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+# PERF(catalog): there is one object a metric, so identity is equality; comparing and hashing
+# all the fields was a third of the time to decode a chunk.
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
     """One metric. `name` is also its SQL column, its API name and its Prometheus stem."""
 
@@ -107,7 +109,7 @@ class Metric:
         return f"gputel_gpu_{self.name}{suffix}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class MetricSet:
     """The metrics of one cadence, in column order. `id` is written into chunks."""
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gputel import limits
 from gputel.broker import BrokerClient, Consumer, Delivery, StartAt
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
-from gputel.collector.settings import CollectorSettings
 from gputel.errors import BrokerUnavailable, DatabaseUnavailable
 from gputel.observe import Health, Telemetry
 from gputel.store.claim import Claim, ClaimLost, Claims
@@ -41,12 +40,25 @@ RETRY_LAST_S: Final = 2.0
 DELIVER_ALWAYS: Final = 2**31 - 1
 
 
+class DeliverySettings(Protocol):
+    """The keys of the section `collector` that govern delivery into the store."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def max_in_flight(self) -> int: ...
+    @property
+    def ack_timeout_seconds(self) -> float: ...
+    @property
+    def worker_count(self) -> int: ...
+
+
 class Sink:
     """`worker_count` workers, each a member of the broker's group with its own partitions."""
 
     def __init__(
         self,
-        settings: CollectorSettings,
+        settings: DeliverySettings,
         store: Store,
         store_settings: StoreSettings,
         broker: BrokerClient,
@@ -66,6 +78,7 @@ class Sink:
         self.commits = 0
         self.retries = 0
         self.skipped = 0
+        self.missing = 0
         self.problem: str | None = None
         self._workers: list[_Worker] = []
         self.observe_commit_s = telemetry.histogram(
@@ -79,14 +92,14 @@ class Sink:
     async def run(self, stop: asyncio.Event) -> None:
         """Store frames until `stop` is set; a batch in hand is finished first."""
         self._workers = [_Worker(self) for _ in range(self.settings.worker_count)]
-        maintenance = asyncio.create_task(self.maintainer.run(), name="sink-maintenance")
-        try:
-            async with asyncio.TaskGroup() as workers:
-                for worker in self._workers:
-                    workers.create_task(worker.run(stop), name="sink-worker")
-        finally:
-            maintenance.cancel()
-            await asyncio.gather(maintenance, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            maintenance = group.create_task(self.maintainer.run(), name="sink-maintenance")
+            try:
+                async with asyncio.TaskGroup() as workers:
+                    for worker in self._workers:
+                        workers.create_task(worker.run(stop), name="sink-worker")
+            finally:
+                maintenance.cancel()
 
     def committed(self, done: Committed, seconds: float) -> None:
         """Account for one commit."""
@@ -128,6 +141,11 @@ class Sink:
             "Frames that can't be stored",
             lambda: self.done.dead_letters,
         )
+        counter(
+            "gputel_sink_missing_frames",
+            "Frames that the broker had dropped before they were stored",
+            lambda: self.missing,
+        )
         counter("gputel_sink_retries", "Transactions tried again", lambda: self.retries)
         counts = self.maintainer.counts
         counter(
@@ -153,6 +171,7 @@ class _Worker:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._claims = Claims(sink.store, sink.clock)
+        self._owned: set[int] = set()  # what the broker has assigned to us
         self._held: dict[int, Claim] = {}
         self._consumer: Consumer | None = None
         self._log_name = ""
@@ -177,8 +196,9 @@ class _Worker:
         stopped = asyncio.create_task(stop.wait(), name="sink-stop")
         try:
             async with consumer:
+                deliveries = aiter(consumer)
                 while not stop.is_set():
-                    batch = await self._gather(consumer, stopped)
+                    batch = await self._gather(consumer, deliveries, stopped)
                     for partition in sorted({delivery.partition for delivery in batch}):
                         mine = [d for d in batch if d.partition == partition]
                         await self._store(consumer, partition, mine, stop)
@@ -186,13 +206,18 @@ class _Worker:
             stopped.cancel()
             await self._claims.close()
 
-    async def _gather(self, consumer: Consumer, stopped: asyncio.Task[bool]) -> list[Delivery]:
+    async def _gather(
+        self, consumer: Consumer, deliveries: AsyncIterator[Delivery], stopped: asyncio.Task[bool]
+    ) -> list[Delivery]:
         """What is waiting, at least one delivery, within `batch_size`; empty on stop."""
-        first = asyncio.ensure_future(anext(consumer))
-        await asyncio.wait({first, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
+        first = asyncio.ensure_future(anext(deliveries))
+        try:
+            await asyncio.wait({first, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not first.done():
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+        if first.cancelled():
             return []
         batch = [first.result()]
         size_bytes = len(batch[0].payload)
@@ -201,34 +226,48 @@ class _Worker:
             and len(batch) < self._sink.settings.batch_size
             and size_bytes < BATCH_BYTES_MAX
         ):
-            batch.append(await anext(consumer))
+            batch.append(await anext(deliveries))
             size_bytes += len(batch[-1].payload)
         return batch
 
-    async def _assigned(self, partition: int) -> int:
+    async def _assigned(self, partition: int) -> int | None:
         """PostgreSQL says where to go on; waits for it, and for the sink that had it before."""
-        return (await self._claim(partition)).next_offset
+        self._owned.add(partition)
+        claim = await self._claim(partition, lambda: True)
+        return claim.next_offset if claim else None
 
     async def _revoked(self, partition: int) -> None:
+        self._owned.discard(partition)
         self._held.pop(partition, None)
         await self._claims.release(self._log_name, partition)
 
-    async def _claim(self, partition: int) -> Claim:
+    async def _claim(self, partition: int, wanted: Callable[[], bool]) -> Claim | None:
+        """Wait for the claim; None as soon as the partition is another member's, or not `wanted`.
+
+        Without that, a worker would wait for ever for what another sink rightly has, and
+        its other partitions with it.
+        """
+
+        def still() -> bool:
+            return partition in self._owned and wanted()
+
         delay_s = RETRY_FIRST_S
-        while True:
+        while still():
             try:
                 self._log_name = await self._name_of_log()
-                claim = await self._claims.acquire(self._log_name, partition)
+                claim = await self._claims.acquire(self._log_name, partition, still)
             except DatabaseUnavailable as error:
                 self._sink.database_is(str(error))
             except BrokerUnavailable as error:
                 log.debug("%s", error)
             else:
                 self._sink.database_is(None)
-                self._held[partition] = claim
+                if claim is not None:
+                    self._held[partition] = claim
                 return claim
             await self._sink.clock.sleep(delay_s)
             delay_s = min(delay_s * 2, RETRY_LAST_S)
+        return None
 
     async def _name_of_log(self) -> str:
         """The topic with the id of its log: a broker that lost its disk begins a new one."""
@@ -243,11 +282,13 @@ class _Worker:
         """Commit a batch of one partition and acknowledge it, as often as it takes."""
         delay_s = RETRY_FIRST_S
         deliveries = sorted({d.offset: d for d in batch}.values(), key=lambda d: d.offset)
-        while partition in consumer.assignment:
+        while partition in self._owned:
             claim = self._held.get(partition)
             try:
                 if claim is None:
-                    claim = await self._claim(partition)
+                    claim = await self._claim(partition, lambda: not stop.is_set())
+                if claim is None:
+                    return
                 await self._commit(claim, deliveries)
                 break
             except ClaimLost as error:
@@ -272,6 +313,8 @@ class _Worker:
         self._sink.skipped += len(deliveries) - len(new)
         if not new:
             return
+        # The broker numbers without holes: what is missing fell to its retention.
+        self._sink.missing += new[-1].offset + 1 - claim.next_offset - len(new)
         messages = [Message(d.offset, d.producer, d.epoch, d.sequence, d.payload) for d in new]
         started_ns = self._sink.clock.monotonic_ns()
         done = await self._sink.ingest.commit(claim, messages)

@@ -13,7 +13,7 @@ import gputel._reference.columns
 import gputel._reference.ring
 from gputel.kernels import WhenFull, row_dtype
 
-PAIRS: Any = (
+PAIRS: tuple[tuple[Any, Any], ...] = (
     (gputel._native.ring.Ring, gputel._native.columns.Columns),
     (gputel._reference.ring.Ring, gputel._reference.columns.Columns),
 )

@@ -135,8 +135,9 @@ def test_a_reader_that_leaves_early() -> None:
 
 def test_a_missing_replay_file(tmp_path: Path) -> None:
     source = f"replay:{tmp_path / 'none.csv'}"
-    line = fails(4, "up", "--source", source, "--ephemeral")
+    line = fails(4, "up", "--source", source, "--ephemeral", TMPDIR=str(tmp_path))
     assert "none.csv: No such file" in line
+    assert not list(tmp_path.iterdir()), "a temporary data directory is left"
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:

@@ -75,10 +75,11 @@ def test_every_service_answers_where_the_ready_line_says(pipeline: Any) -> None:
 
 def test_doctor_sees_it(pipeline: Any, run_gputel: Callable[..., Any]) -> None:
     until(lambda: whole(pipeline))
+    until(lambda: json.loads(get(f"{pipeline.ready['api']}/api/v1/gpus")[1])["gpus"])
     done = run_gputel("doctor", "--json", "--data-dir", pipeline.ready["data_dir"])
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert {"broker", "sink", "api", "streamer", "collector", "postgres"} <= set(checks)
-    for name in ("pipeline", "broker", "api", "collector"):
+    for name in ("pipeline", "broker", "api", "collector", "lag", "end to end"):
         assert checks[name]["well"], checks[name]
 
 

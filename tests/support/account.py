@@ -111,7 +111,7 @@ def until(condition: Callable[[], Any], timeout_s: float) -> Any:
     while True:
         try:
             value = condition()
-        except OSError:
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             value = None
         if value:
             return value

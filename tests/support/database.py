@@ -10,7 +10,7 @@ import asyncio
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +75,18 @@ def _server() -> Generator[tuple[EmbeddedPostgres, DatabaseSettings]]:
 def postgres(_server: tuple[EmbeddedPostgres, DatabaseSettings]) -> DatabaseSettings:
     """A running PostgreSQL; its database `gputel` is empty and shared."""
     return _server[1]
+
+
+@pytest.fixture
+def as_admin(
+    _server: tuple[EmbeddedPostgres, DatabaseSettings],
+) -> Callable[..., Awaitable[None]]:
+    """Runs statements as the superuser."""
+
+    async def execute(*statements: str) -> None:
+        await admin_execute(_server[0].admin, *statements)
+
+    return execute
 
 
 @pytest.fixture

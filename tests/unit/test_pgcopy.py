@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gputel.kernels import CopyField, copy_binary
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gputel.kernels import CopyField, copy_binary
 
 Row = list[bytes | None]
 
@@ -18,7 +19,8 @@ def rows_of(stream: bytes) -> list[Row]:
     """The fields of every row; asserts that the frame around them is right."""
     assert stream[:11] == b"PGCOPY\n\xff\r\n\x00"
     assert stream[11:19] == bytes(8), "no flags, no header extension"
-    position, rows = 19, []
+    position = 19
+    rows: list[Any] = []
     while True:
         (fields,) = struct.unpack_from(">h", stream, position)
         position += 2
@@ -170,9 +172,7 @@ def test_what_a_null_hides_is_not_judged() -> None:
         (CopyField("int4", np.array([1, 2]), np.array([1, 1])), ValueError),
     ],
 )
-def test_a_field_that_can_not_be_written_is_named(
-    field: CopyField, error: type[Exception]
-) -> None:
+def test_a_field_that_can_not_be_written_is_named(field: CopyField, error: type[Exception]) -> None:
     with pytest.raises(error, match=rf"field 1 \({field.type}\)"):
         copy_binary(2, [CopyField("int4", 1), field])
 

@@ -60,7 +60,10 @@ DECIMALS_MAX = 9
 DECIMAL_INTEGER_MAX = 2**53  # every integer up to here is a f64
 
 _STORAGES = "fdqQ"
-_DTYPES = {"f": "<f4", "d": "<f8", "q": "<i8", "Q": "<u8"}
+_DTYPES = {
+    storage: np.dtype(f"<{code}")
+    for storage, code in zip(_STORAGES, ("f4", "f8", "i8", "u8"), strict=True)
+}
 _PARTIAL = 0x04
 _SERIES, _DECIMAL, _SAME, _RAW = (mode << 3 for mode in range(4))
 
@@ -277,7 +280,9 @@ def decode_chunk(payload: bytes | memoryview) -> DecodedChunk:
     sequence = steps + np.int64(header.first_sequence)
     storages = []
     columns = []
-    valid = np.zeros((len(header.metric_ids), (n + 7) // 8), np.uint8)
+    valid = np.full((len(header.metric_ids), (n + 7) // 8), 0xFF, np.uint8)
+    if n % 8:
+        valid[:, -1] = (1 << n % 8) - 1
     for j in range(len(header.metric_ids)):
         storage, column = _decode_column(cursor, n, valid[j])
         storages.append(storage)
@@ -343,34 +348,29 @@ def _read_ids(cursor: Cursor) -> tuple[int, ...]:
 
 
 def _decode_column(cursor: Cursor, n: int, bits: Bits) -> tuple[str, Array]:
-    """The next column's storage and values; `bits` is filled."""
+    """The next column's storage and values; `bits` says all valid, and is changed if not."""
     at = cursor.position
     tag = cursor.byte()
     storage = _STORAGES[tag & 0x03]
     mode = tag & 0x18
     if tag & 0xE0 or (storage in "qQ") != (mode == _SERIES):
         raise ChunkCorrupt(f"column at byte {at}: unknown tag {tag:#04x}")
-    present = n
-    bits[:] = 0xFF
-    if tag & _PARTIAL:
-        bits[:] = np.frombuffer(cursor.take(len(bits)), np.uint8)
-        present = int(np.bitwise_count(bits).sum())
-    elif n % 8:
-        bits[-1] = (1 << n % 8) - 1
-    if not 1 <= present <= n or (n % 8 and int(bits[-1]) >> (n % 8)):
+    if not tag & _PARTIAL:
+        return storage, _decode_values(cursor, storage, mode, n)
+    bits[:] = np.frombuffer(cursor.take(len(bits)), np.uint8)
+    present = int(np.bitwise_count(bits).sum())
+    if not 1 <= present < n or (n % 8 and int(bits[-1]) >> (n % 8)):
         raise ChunkCorrupt(f"column at byte {at}: {present} values of {n} samples")
-    dense = _decode_values(cursor, storage, mode, present)
-    if present == n:
-        return storage, dense
     column = np.zeros(n, _DTYPES[storage])
-    column[_mask(bits, n)] = dense
+    column[_mask(bits, n)] = _decode_values(cursor, storage, mode, present)
     return storage, column
 
 
 def _decode_values(cursor: Cursor, storage: str, mode: int, count: int) -> Array:
-    dtype = np.dtype(_DTYPES[storage])
+    dtype = _DTYPES[storage]
     if mode == _SERIES:
-        return series.decode(cursor, count).view(dtype)
+        integers = series.decode(cursor, count)
+        return integers if storage == "q" else integers.view(dtype)
     if mode == _SAME:
         one = np.frombuffer(cursor.take(dtype.itemsize), dtype)
         return np.repeat(one, count)
@@ -380,5 +380,7 @@ def _decode_values(cursor: Cursor, storage: str, mode: int, count: int) -> Array
     if k > DECIMALS_MAX:
         raise ChunkCorrupt(f"{k} decimals, at most {DECIMALS_MAX} are allowed")
     integers = series.decode(cursor, count)
+    if storage == "d":
+        return integers / 10.0**k
     with np.errstate(over="ignore"):  # only a foreign chunk can hold what a f32 can't
-        return (integers.astype(np.float64) / 10.0**k).astype(dtype)
+        return (integers / 10.0**k).astype(dtype)

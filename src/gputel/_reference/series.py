@@ -63,18 +63,22 @@ def encode_ints(values: Sequence[int]) -> bytes:
     first = values[0]
     if values.count(first) == len(values):
         return b"\x00" + varint(zigzag(first))
-    deltas = [signed(b - a) for a, b in itertools.pairwise(values)]
-    if deltas.count(deltas[0]) == len(deltas):
-        return b"\x01" + varint(zigzag(first)) + varint(zigzag(deltas[0]))
     floor = min(values)
     span = max(values) - floor
-    divisor = 1
-    if span < SPAN_SCALED_MAX:
-        divisor = math.gcd(*deltas)
+    scalable = span < SPAN_SCALED_MAX
+    deltas = [b - a for a, b in itertools.pairwise(values)]
+    if not scalable:
+        deltas = [signed(delta) for delta in deltas]
+    if deltas.count(deltas[0]) == len(deltas):
+        return b"\x01" + varint(zigzag(first)) + varint(zigzag(deltas[0]))
+    divisor = math.gcd(*deltas) if scalable else 1
+    if divisor > 1:
         deltas = [delta // divisor for delta in deltas]
-    seconds = [signed(b - a) for a, b in itertools.pairwise(deltas)]
-    delta_width = max(map(zigzag, deltas)).bit_length()
-    second_width = max(map(zigzag, seconds)).bit_length()
+    seconds = [b - a for a, b in itertools.pairwise(deltas)]
+    if not scalable:
+        seconds = [signed(second) for second in seconds]
+    delta_width = _zigzag_width(min(deltas), max(deltas))
+    second_width = _zigzag_width(min(seconds), max(seconds))
     shape, width = _choose(len(values), span // divisor, delta_width, second_width)
     if shape == RAW:
         return b"\x05" + pack([value & U64 for value in values], 64)
@@ -120,6 +124,11 @@ def _encode_array(values: Int64s) -> bytes:
     return _head(shape, head, divisor, int(deltas[0]), width) + pack_array(packed, width)
 
 
+def _zigzag_width(low: int, high: int) -> int:
+    """The bits that every zigzag of low to high fits in."""
+    return max(zigzag(low), zigzag(high)).bit_length()
+
+
 def _choose(count: int, span: int, delta_width: int, second_width: int) -> tuple[int, int]:
     """The shape with the fewest packed bits, and its width; the simpler one when equal."""
     offset_width = span.bit_length()
@@ -155,7 +164,7 @@ def unzigzag_array(numbers: npt.NDArray[np.uint64]) -> Int64s:
     return ((numbers >> one) ^ (np.uint64(0) - (numbers & one))).view(np.int64)
 
 
-def decode(cursor: Cursor, count: int) -> Int64s:
+def decode(cursor: Cursor, count: int, *, short_max: int = SHORT_MAX) -> Int64s:
     """The next series, of `count` numbers (1 to CHUNK_SAMPLES_MAX). ChunkCorrupt."""
     at = cursor.position
     tag = cursor.byte()
@@ -179,7 +188,7 @@ def decode(cursor: Cursor, count: int) -> Int64s:
     if width > 64 or packed_count < 0:
         raise ChunkCorrupt(f"series at byte {at}: width {width}, shape {shape}, {count} numbers")
     packed = cursor.take((packed_count * width + 7) // 8)
-    if count <= SHORT_MAX:
+    if count <= short_max:
         numbers = unpack(packed, packed_count, width)
         return _restore_ints(shape, first, divisor, delta, numbers)
     return _restore_array(shape, first, divisor, delta, unpack_array(packed, packed_count, width))

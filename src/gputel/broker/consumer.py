@@ -9,6 +9,7 @@ on behind the last delivery it got.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,6 +27,7 @@ from gputel.errors import GputelError
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S: Final = 5.0
+CLOSE_GRACE_S: Final = 1.0
 
 OnAssign = Callable[[int], Awaitable[int | None]]
 OnRevoke = Callable[[int], Awaitable[None]]
@@ -115,6 +117,7 @@ class Consumer:
         """Leave the group; what is not settled is delivered to another member."""
         self._closed = True
         if self._task is not None:
+            await self._say_rest()
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
@@ -160,6 +163,13 @@ class Consumer:
         """Give this message up: it goes to the dead letters."""
         self._settle(partition, offset)
         self._send(term=mq.Term(partition=partition, offset=offset, reason=reason))
+
+    async def _say_rest(self) -> None:
+        """Acknowledgements that were given must not be lost for want of a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_GRACE_S):
+                while self.connected and (self._acks or self._outbox):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
 
     # -- credit ------------------------------------------------------------------------
 

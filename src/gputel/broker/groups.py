@@ -1,242 +1,209 @@
-"""Consumer groups, without input or output: who holds what, and what is delivered next.
+"""Consumer groups: who has which partition, for how long, and how much it may be sent.
 
-A partition of a group, by offset:
-
-      acknowledged          | in flight, waiting to be repeated,   |  never
-      and forgotten         | or acknowledged out of order         |  delivered
-    ------------------------+--------------------------------------+------------>
-                            floor                                  fresh
-
-`floor` is the group's position: it is what is saved, and where another member goes on.
+No I/O: the server feeds requests and time in, and looks at what has changed.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from gputel import limits
-from gputel.clock import NS_PER_MS, NS_PER_S
+from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.broker.cursor import Cursor
+from gputel.clock import NS_PER_S
 
-RETRY_FIRST_NS: Final = 100 * NS_PER_MS
-RETRY_LAST_NS: Final = 30 * NS_PER_S
 LEASE_NS: Final = 15 * NS_PER_S
+NAK_DELAY_NS_MAX: Final = 3600 * NS_PER_S
 
 
-class Cursor:
-    """Where a group stands in one partition."""
-
-    def __init__(self, floor: int) -> None:
-        self.floor = floor
-        self.fresh = floor
-        self.ack_timeout_ns = 30 * NS_PER_S
-        self.redeliveries = 0
-        # In flight: offset -> when it counts as lost. All have one timeout, so the order of
-        # deliveries is that of the deadlines, and the first is all that need be looked at.
-        self._deadlines: OrderedDict[int, int] = OrderedDict()
-        self._retries: list[tuple[int, int]] = []  # heap of (when, offset)
-        self._waiting: set[int] = set()  # offsets in `_retries` that still count
-        self._acked: set[int] = set()  # above the floor
-        self._attempts: dict[int, int] = {}
-
-    @property
-    def in_flight(self) -> int:
-        """Messages delivered and not settled."""
-        return len(self._deadlines)
-
-    @property
-    def window_full(self) -> bool:
-        """Nothing fresh is delivered that far ahead of the oldest unsettled message."""
-        return self.fresh - self.floor >= limits.GROUP_WINDOW_MAX
-
-    def seek(self, offset: int) -> None:
-        """Go on at `offset`, forgetting everything else."""
-        self.floor = self.fresh = offset
-        for held in (self._deadlines, self._retries, self._waiting, self._acked, self._attempts):
-            held.clear()
-
-    def release(self) -> None:
-        """The member is gone: what it held is read again from the floor on."""
-        self.fresh = self.floor
-        self._deadlines.clear()
-        self._retries.clear()
-        self._waiting.clear()
-
-    def skip_to(self, offset: int) -> int:
-        """Nothing before `offset` exists any more; returns how many were unsettled."""
-        lost = sum(1 for o in range(self.floor, min(offset, self.fresh)) if o not in self._acked)
-        lost += max(0, offset - max(self.fresh, self.floor))
-        for o in range(self.floor, min(offset, self.fresh)):
-            self._forget(o)
-        self.fresh = max(self.fresh, offset)
-        self._advance(max(self.floor, offset))
-        return lost
-
-    def is_settled(self, offset: int) -> bool:
-        """Was it acknowledged (perhaps before its time)?"""
-        return offset < self.floor or offset in self._acked
-
-    def attempt(self, offset: int) -> int:
-        """How often `offset` was delivered."""
-        return self._attempts.get(offset, 0)
-
-    def deliver(self, offset: int, now_ns: int) -> int:
-        """`offset` goes out now; returns which attempt it is, from 1."""
-        attempt = self._attempts.get(offset, 0) + 1
-        self._attempts[offset] = attempt
-        self._deadlines[offset] = now_ns + self.ack_timeout_ns
-        self._deadlines.move_to_end(offset)
-        self._waiting.discard(offset)
-        self.fresh = max(self.fresh, offset + 1)
-        if attempt > 1:
-            self.redeliveries += 1
-        return attempt
-
-    def ack(self, offset: int) -> None:
-        """Settled. Unknown and repeated offsets are ignored."""
-        if offset < self.floor or offset >= self.fresh or offset in self._acked:
-            return
-        self._forget(offset)
-        self._acked.add(offset)
-        self._advance(self.floor)
-
-    def nak(self, offset: int, delay_ns: int, now_ns: int) -> None:
-        """Deliver again after `delay_ns`."""
-        if self._deadlines.pop(offset, None) is not None:
-            self._retry_at(offset, now_ns + delay_ns)
-
-    def in_progress(self, offset: int, now_ns: int) -> None:
-        """The member is still busy with it."""
-        if offset in self._deadlines:
-            self._deadlines[offset] = now_ns + self.ack_timeout_ns
-            self._deadlines.move_to_end(offset)
-
-    def expire(self, now_ns: int) -> None:
-        """What was not settled in time is delivered again, later each time."""
-        while self._deadlines:
-            offset, deadline = next(iter(self._deadlines.items()))
-            if deadline > now_ns:
-                return
-            del self._deadlines[offset]
-            doubled = RETRY_FIRST_NS << min(self._attempts.get(offset, 1) - 1, 16)
-            self._retry_at(offset, now_ns + min(doubled, RETRY_LAST_NS))
-
-    def due(self, now_ns: int) -> int | None:
-        """The next offset to deliver again, None when there is none now."""
-        while self._retries and self._retries[0][1] not in self._waiting:
-            heapq.heappop(self._retries)
-        if self._retries and self._retries[0][0] <= now_ns:
-            return heapq.heappop(self._retries)[1]
-        return None
-
-    def wake_ns(self) -> int | None:
-        """When something falls due by itself; None: never."""
-        times = list(itertools.islice(self._deadlines.values(), 1))
-        if self._retries:
-            times.append(self._retries[0][0])
-        return min(times, default=None)
-
-    def _retry_at(self, offset: int, when_ns: int) -> None:
-        self._waiting.add(offset)
-        heapq.heappush(self._retries, (when_ns, offset))
-
-    def _forget(self, offset: int) -> None:
-        self._deadlines.pop(offset, None)
-        self._waiting.discard(offset)
-        self._attempts.pop(offset, None)
-
-    def _advance(self, floor: int) -> None:
-        while floor in self._acked:
-            self._acked.discard(floor)
-            floor += 1
-        if floor > self.floor:
-            self._acked = {o for o in self._acked if o > floor}
-        self.floor = floor
+def assign(partitions: int, members: Sequence[str], held: Mapping[int, str]) -> dict[int, str]:
+    """Partition -> member: as even as possible, and moving as few as possible from `held`."""
+    if not members:
+        return {}
+    share, extra = divmod(partitions, len(members))
+    kept: dict[str, list[int]] = {member: [] for member in members}
+    for partition in range(partitions):
+        if held.get(partition) in kept:
+            kept[held[partition]].append(partition)
+    # The members that hold the most get the shares that are larger by one.
+    ranked = sorted(members, key=lambda member: -len(kept[member]))
+    assigned: dict[int, str] = {}
+    quotas = {member: share + (rank < extra) for rank, member in enumerate(ranked)}
+    for member, quota in quotas.items():
+        assigned.update(dict.fromkeys(kept[member][:quota], member))
+        quotas[member] = quota - min(quota, len(kept[member]))
+    free = iter([partition for partition in range(partitions) if partition not in assigned])
+    for member, quota in quotas.items():
+        for _ in range(quota):
+            assigned[next(free)] = member
+    return assigned
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Member:
-    """One consumer of a group: what it holds and what it may be sent."""
+    """One stream of a group. `wake` is called when there may be something to send to it."""
 
     name: str
-    last_seen_ns: int
-    partitions: set[int] = field(default_factory=set)
-    #: Partitions whose deliveries have begun: their position was received.
-    active: set[int] = field(default_factory=set)
+    wake: Callable[[], None]
+    ack_timeout_ns: int
+    max_deliver: int
+    start_at: mq.StartAt
+    lease_ends_ns: int = 0
+    expired: bool = False
     credit_messages: int = 0
     credit_bytes: int = 0
+    partitions: frozenset[int] = frozenset()
+    generation: int = 0
+    #: Partition -> the generation of the assignment that gave it to this member.
+    since: dict[int, int] = field(default_factory=dict)
 
     @property
     def has_credit(self) -> bool:
+        """Whether one message more may be sent."""
         return self.credit_messages > 0 and self.credit_bytes > 0
 
-    def spend(self, size_bytes: int) -> None:
-        """A delivery went out."""
-        self.credit_messages -= 1
-        self.credit_bytes -= size_bytes
+    def renew(self, now_ns: int) -> None:
+        """A sign of life."""
+        self.lease_ends_ns = now_ns + LEASE_NS
 
 
 class Group:
-    """The members of a group and their shares of `partitions` partitions."""
+    """The members of one group of one topic, and where it stands in each partition."""
 
-    def __init__(self, partitions: int) -> None:
-        self.partitions = partitions
-        self.generation = 0
+    def __init__(
+        self,
+        topic: str,
+        name: str,
+        partitions: int,
+        positions: Mapping[int, int],
+        *,
+        tracked: bool = True,
+    ) -> None:
+        self.topic = topic
+        self.name = name
+        self.cursors = [Cursor(positions.get(i), tracked=tracked) for i in range(partitions)]
         self.members: dict[str, Member] = {}
-        self.cursors: dict[int, Cursor] = {}
-        self.since: dict[int, int] = {}  # the generation that gave a partition to its member
+        self.late = 0  # acknowledgements that came too late, or for nothing
+        self.timeouts = 0
+        self.leases_lost = 0
+        self._generation = 0
+        self._saved = self.positions
 
-    def join(self, member: Member) -> list[Member]:
-        """Add a member; returns those whose assignment changed."""
+    @property
+    def positions(self) -> dict[int, int]:
+        """Partition -> next offset, of the partitions that have one."""
+        floors = ((index, cursor.floor) for index, cursor in enumerate(self.cursors))
+        return {index: floor for index, floor in floors if floor is not None}
+
+    def unsaved(self) -> dict[int, int] | None:
+        """The positions when they have changed since `saved` was last told."""
+        positions = self.positions
+        return None if positions == self._saved else positions
+
+    def saved(self, positions: dict[int, int]) -> None:
+        """`positions` are durable."""
+        self._saved = positions
+
+    def join(self, member: Member, now_ns: int) -> None:
+        """A new member; the partitions are shared anew."""
+        member.renew(now_ns)
         self.members[member.name] = member
-        return self._rebalance(always=(member,))
+        self._rebalance(lost=False)
 
-    def leave(self, member: Member) -> list[Member]:
-        """Remove a member; returns those whose assignment changed."""
-        if self.members.pop(member.name, None) is None:
-            return []
-        for partition in member.partitions:
-            self._release(partition)
-        member.partitions.clear()
-        member.active.clear()
-        return self._rebalance()
+    def leave(self, member: Member, *, lost: bool) -> None:
+        """A member has gone: `lost` when it did not say so."""
+        if self.members.pop(member.name, None) is not None:
+            for partition in member.partitions:
+                self.cursors[partition].stop(lost=lost)
+            member.partitions = frozenset()
+            member.since.clear()
+            self._rebalance(lost=lost)
 
-    def expired(self, now_ns: int) -> list[Member]:
-        """Members that were silent for longer than their lease."""
-        return [m for m in self.members.values() if now_ns - m.last_seen_ns > LEASE_NS]
+    def _rebalance(self, *, lost: bool) -> None:
+        held = {p: member.name for member in self.members.values() for p in member.partitions}
+        assigned = assign(len(self.cursors), list(self.members), held)
+        self._generation += 1
+        for member in self.members.values():
+            wanted = frozenset(p for p, name in assigned.items() if name == member.name)
+            for partition in member.partitions - wanted:
+                self.cursors[partition].stop(lost=False)
+                del member.since[partition]
+            for partition in wanted - member.partitions:
+                member.since[partition] = self._generation
+            if wanted != member.partitions or not member.generation:
+                member.partitions = wanted
+                member.generation = self._generation
+                member.wake()
 
-    def _rebalance(self, always: Iterable[Member] = ()) -> list[Member]:
-        """Even shares, with as few moves as possible."""
-        self.generation += 1
-        changed = {member.name: member for member in always}
-        members = sorted(self.members.values(), key=lambda m: (-len(m.partitions), m.name))
-        if not members:
-            return []
-        share, rest = divmod(self.partitions, len(members))
-        owned: set[int] = set()
-        quotas = {m.name: share + (1 if i < rest else 0) for i, m in enumerate(members)}
-        for member in members:
-            surplus = sorted(member.partitions)[quotas[member.name] :]
-            for partition in surplus:
-                member.partitions.discard(partition)
-                member.active.discard(partition)
-                self._release(partition)
-                changed[member.name] = member
-            owned |= member.partitions
-        free = [p for p in range(self.partitions) if p not in owned]
-        for member in members:
-            while free and len(member.partitions) < quotas[member.name]:
-                partition = free.pop(0)
-                member.partitions.add(partition)
-                self.since[partition] = self.generation
-                changed[member.name] = member
-        return list(changed.values())
+    def cursor(self, member: Member, partition: int) -> Cursor | None:
+        """The cursor of a partition that the member has and has started."""
+        if partition not in member.partitions or not self.cursors[partition].started:
+            return None
+        return self.cursors[partition]
 
-    def _release(self, partition: int) -> None:
-        cursor = self.cursors.get(partition)
-        if cursor is not None:
-            cursor.release()
+    def position(
+        self,
+        member: Member,
+        request: mq.Position,
+        *,
+        first_offset: int,
+        end_offset: int,
+    ) -> bool:
+        """Start a partition; False when the request is of an assignment that is over."""
+        partition = request.partition
+        if request.generation < member.since.get(partition, request.generation + 1):
+            return False
+        cursor = self.cursors[partition]
+        if request.HasField("next_offset"):
+            wanted = request.next_offset
+        elif cursor.floor is not None:
+            wanted = cursor.floor
+        else:
+            wanted = end_offset if member.start_at == mq.START_AT_LATEST else first_offset
+        if not first_offset <= wanted <= end_offset:
+            # Gone by retention; or a log that was lost and begins anew, which is read whole.
+            wanted = first_offset
+        cursor.start(wanted, ack_timeout_ns=member.ack_timeout_ns, max_deliver=member.max_deliver)
+        member.wake()
+        return True
+
+    def settle(self, member: Member, request: mq.ConsumeRequest, now_ns: int) -> None:
+        """Take an ack, nak, in-progress or term; what is not this member's is counted as late."""
+        kind = request.WhichOneof("request")
+        done: list[bool] = []
+        if kind == "nak":
+            nak = request.nak
+            delay_ns = min(nak.delay_ms * 1_000_000, NAK_DELAY_NS_MAX)
+            cursor = self.cursor(member, nak.partition)
+            done.append(cursor is not None and cursor.nak(nak.offset, now_ns, delay_ns))
+        elif kind == "term":
+            cursor = self.cursor(member, request.term.partition)
+            reason = request.term.reason or "given up by its consumer"
+            done.append(cursor is not None and cursor.term(request.term.offset, reason))
+        else:
+            acknowledges = kind == "ack"
+            for of in request.ack.offsets if acknowledges else request.in_progress.offsets:
+                cursor = self.cursor(member, of.partition)
+                if cursor is None:
+                    done += [False] * len(of.offsets)
+                elif acknowledges:
+                    done += [cursor.ack(offset) for offset in of.offsets]
+                else:
+                    done += [cursor.in_progress(offset, now_ns) for offset in of.offsets]
+        self.late += done.count(False)
+        member.wake()  # the window may have moved
+
+    def tick(self, now_ns: int) -> None:
+        """Turn to what time has brought: leases that ended, messages that are due again."""
+        for member in [m for m in self.members.values() if m.lease_ends_ns <= now_ns]:
+            member.expired = True
+            self.leases_lost += 1
+            self.leave(member, lost=True)
+            member.wake()
+        for member in self.members.values():
+            for partition in member.partitions:
+                cursor = self.cursors[partition]
+                self.timeouts += cursor.expire(now_ns)
+                if cursor.has_ready:
+                    member.wake()

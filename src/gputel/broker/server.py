@@ -1,8 +1,10 @@
-"""The broker's gRPC server over an engine. Payloads are bytes here and nothing else."""
+"""The broker's gRPC port: streams and admin calls over an engine."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,44 +18,46 @@ from grpc_reflection.v1alpha import reflection
 
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
-from gputel.broker.consuming import ConsumeStream, GroupState, LeaseExpired
-from gputel.broker.deadletters import DeadLetters
-from gputel.broker.engine import NoRoom, PartitionFailed
+from gputel.broker import names, statuses
+from gputel.broker.consume_stream import ConsumeStream
+from gputel.broker.counters import Counters
+from gputel.broker.dead_letters import Undertaker
+from gputel.broker.engine import NoRoom
+from gputel.broker.engine.disk import Disk
 from gputel.broker.engine.embedded import EmbeddedEngine
-from gputel.broker.groups import Member
-from gputel.broker.names import check_group, check_topic
-from gputel.broker.publishing import Counters, PublishStream
+from gputel.broker.groups import Group
+from gputel.broker.publish_stream import PublishStream
 from gputel.broker.settings import BrokerSettings
-from gputel.broker.transport import SERVICE
+from gputel.broker.statuses import Context
 from gputel.clock import SYSTEM_CLOCK, Clock
-from gputel.errors import FrameTooLarge, GputelError, InputError, ProducerFenced
+from gputel.errors import BrokerUnavailable, GputelError, InputError, PortInUse
 from gputel.observe import Health, Telemetry, bind
 
 log = logging.getLogger(__name__)
 
-SAVE_PERIOD_S: Final = 1.0
-STOP_GRACE_S: Final = 1.0
-_OPTIONS: Final = (
+SERVICE: Final = "gputel.mq.v1.Broker"
+TICK_S: Final = 0.1
+SAVE_S: Final = 0.5
+STOP_GRACE_S: Final = 2.0
+ACK_TIMEOUT_MS_DEFAULT: Final = 30_000
+ACK_TIMEOUT_MS_MAX: Final = 24 * 3600 * 1000
+
+OPTIONS: Final = (
+    # Two brokers must never share a port.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_send_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 5_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
-    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_send_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
+    ("grpc.max_concurrent_streams", limits.BROKER_STREAMS_MAX),
+    # Clients may ask every two seconds whether we live; we ask them after ten.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
 )
-_STATUS: Final[dict[type[GputelError], grpc.StatusCode]] = {
-    InputError: grpc.StatusCode.INVALID_ARGUMENT,
-    FrameTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
-    ProducerFenced: grpc.StatusCode.FAILED_PRECONDITION,
-    PartitionFailed: grpc.StatusCode.UNAVAILABLE,
-    LeaseExpired: grpc.StatusCode.UNAVAILABLE,
-    NoRoom: grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
 
 
 class BrokerServer:
-    """Serves `gputel.mq.v1.Broker` from `data_dir`; `address` is known after `start`."""
+    """A broker with the embedded engine in `data_dir`."""
 
     def __init__(
         self,
@@ -63,71 +67,106 @@ class BrokerServer:
         health: Health,
         clock: Clock = SYSTEM_CLOCK,
         *,
-        engine: EmbeddedEngine | None = None,
+        disk: Disk | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self.engine = engine or EmbeddedEngine(
+        self._engine = EmbeddedEngine(
             settings,
             data_dir,
             clock=clock,
+            disk=disk,
             observe_commit_s=telemetry.histogram(
-                "gputel_broker_commit_seconds", "Time of one group commit, fsync included"
+                "gputel_broker_commit_seconds", "Time to write and sync one group commit"
             ),
         )
-        self._dead_letters = DeadLetters(self.engine)
-        self._counters = Counters()
-        self._delivered = 0
-        self._delivered_bytes = 0
-        self._groups: dict[tuple[str, str], GroupState] = {}
-        self._positions: dict[tuple[str, str], dict[int, int]] = {}
-        self._streams: set[asyncio.Task[Any]] = set()
-        self._members = 0
+        self._undertaker = Undertaker(self._engine)
+        self._groups: dict[tuple[str, str], Group] = {}
+        self._observers: set[Group] = set()
+        self._streams: set[PublishStream | ConsumeStream] = set()
+        self._numbers = itertools.count(1)
         self._server: grpc.aio.Server | None = None
-        self._housekeeper: asyncio.Task[None] | None = None
-        self.address = ""
-        self._describe(telemetry, health)
+        self._grpc_health = grpc_health.aio.HealthServicer()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._address = ""
+        counters = Counters(telemetry, health, self._engine, self._undertaker)
+        counters.watch_groups(self._groups)
+        telemetry.observe_gauge("gputel_broker_streams", "Open streams", lambda: len(self._streams))
+        health.ready("listener", lambda: None if self._address else "not listening yet")
+        health.live("background", self._check_tasks)
+
+    @property
+    def address(self) -> str:
+        """`host:port` that is really bound; empty before `start`."""
+        return self._address
 
     async def start(self) -> None:
-        """Recover the log and listen; PortInUse or InputError when that can't be."""
-        await self.engine.start()
+        """Open the log and listen. PortInUse, InputError."""
+        host, port = _parse(self._settings.listen)
+        if port:  # gRPC itself does not say why it can't bind
+            bind("broker", host, port).close()
+        await self._engine.start()
         try:
-            loaded = await self.engine.load_positions()
-            self._positions = {key: dict(positions) for key, positions in loaded.items()}
-            self._server = await self._listen()
-            self._housekeeper = asyncio.create_task(self._keep_house(), name="broker-housekeeper")
+            for (topic, name), positions in (await self._engine.load_positions()).items():
+                if topic in self._engine.topics:
+                    partitions = len(self._engine.topics[topic].partitions)
+                    self._groups[topic, name] = Group(topic, name, partitions, positions)
+            await self._listen(host, port)
         except BaseException:
-            await self.engine.stop()
+            await self.stop()
             raise
+        self._tasks = [
+            asyncio.create_task(self._tick(), name="broker-tick"),
+            asyncio.create_task(self._keep(), name="broker-keep"),
+        ]
+
+    async def _listen(self, host: str, port: int) -> None:
+        server = grpc.aio.server(options=OPTIONS)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, self._handlers()),)
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._grpc_health, server)
+        services = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            bound = server.add_insecure_port(f"{shown}:{port}")
+        except RuntimeError:
+            raise PortInUse("broker", f"{shown}:{port}") from None
+        self._server = server
+        await server.start()
+        for service in ("", *services):
+            await self._grpc_health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._address = f"{shown}:{bound}"
 
     async def stop(self) -> None:
-        """End the streams, save positions, make durable what was accepted."""
-        if self._housekeeper is not None:
-            self._housekeeper.cancel()
-            await asyncio.gather(self._housekeeper, return_exceptions=True)
+        """Acknowledge what was taken, end all streams, save the positions. Idempotent."""
+        self._stopping = True
+        self._address = ""
         if self._server is not None:
-            for task in tuple(self._streams):
-                task.cancel()
+            await self._grpc_health.enter_graceful_shutdown()
+            for stream in tuple(self._streams):
+                stream.drain()
             await self._server.stop(STOP_GRACE_S)
             self._server = None
-        await self._save_positions()
-        await self.engine.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        with contextlib.suppress(OSError):
+            await self._save_positions()
+        await self._engine.stop()
 
-    async def _listen(self) -> grpc.aio.Server:
-        host, _, port = self._settings.listen.rpartition(":")
-        # A plain bind first: its errors are in words, gRPC's are not.
-        bind("broker", host.strip("[]"), int(port)).close()
-        server = grpc.aio.server(
-            options=_OPTIONS, maximum_concurrent_rpcs=limits.BROKER_STREAMS_MAX
-        )
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+    def _handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        return {
             "Publish": grpc.stream_stream_rpc_method_handler(
-                self._guarded(self._publish),
+                self._publish,
                 request_deserializer=mq.PublishRequest.FromString,
                 response_serializer=mq.PublishResponse.SerializeToString,
             ),
             "Consume": grpc.stream_stream_rpc_method_handler(
-                self._guarded(self._consume),
+                self._consume,
                 request_deserializer=mq.ConsumeRequest.FromString,
                 response_serializer=mq.ConsumeResponse.SerializeToString,
             ),
@@ -142,240 +181,148 @@ class BrokerServer:
                 response_serializer=mq.ListGroupsResponse.SerializeToString,
             ),
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        servicer = grpc_health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        await servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-        reflection.enable_server_reflection(
-            (
-                SERVICE,
-                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-                reflection.SERVICE_NAME,
-            ),
-            server,
-        )
-        bound = server.add_insecure_port(self._settings.listen)
-        self.address = f"{host}:{bound}"
-        await server.start()
-        return server
 
-    def _guarded(
-        self, serve: Callable[[Any, Any], Awaitable[None]]
-    ) -> Callable[[Any, Any], Awaitable[None]]:
-        """Turn our errors into statuses, and remember the stream so that `stop` can end it."""
+    # Handlers take the context's reader and writer; the iterator is gRPC's older interface.
 
-        async def guarded(requests: Any, context: Any) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._streams.add(task)
-            try:
-                await serve(requests, context)
-            except GputelError as error:
-                self._counters.refused += 1
-                if isinstance(error, ProducerFenced):
-                    context.set_trailing_metadata((("newer-epoch", str(error.newer_epoch)),))
-                code = _STATUS.get(type(error), grpc.StatusCode.INTERNAL)
-                await context.abort(code, str(error))
-            finally:
-                self._streams.discard(task)
+    async def _publish(self, _: object, context: Context) -> None:
+        stream = PublishStream(self._engine, context)
+        await self._serve(context, stream, stream.run)
 
-        return guarded
-
-    async def _publish(self, requests: Any, context: Any) -> None:
-        await PublishStream(self.engine, self._clock, self._counters, context).serve(
-            aiter(requests)
-        )
-
-    async def _consume(self, requests: Any, context: Any) -> None:
-        incoming = aiter(requests)
-        first: mq.ConsumeRequest | None = await anext(incoming, None)
-        if first is None:
+    async def _consume(self, _: object, context: Context) -> None:
+        first = await context.read()
+        if first is grpc.aio.EOF:
             return
-        if first.WhichOneof("request") != "open":
-            raise InputError("the first request of a stream must be `open`")
-        opened = first.open
-        name = check_group(opened.group) if opened.group else ""
-        topic = await self.engine.open_topic(check_topic(opened.topic))
-        self._members += 1
-        member = Member(f"{name or 'observer'}-{self._members}", self._clock.monotonic_ns())
-        key = (topic.name, name)
-        if not name:
-            state = GroupState(topic, member.name, {})
-        elif key in self._groups:
-            state = self._groups[key]
-        else:
-            if sum(1 for t, _ in self._groups if t == topic.name) >= limits.GROUPS_PER_TOPIC_MAX:
-                raise NoRoom(f"topic {topic.name!r} has the most groups it may have")
-            state = self._groups[key] = GroupState(topic, name, self._positions.get(key, {}))
-        stream = ConsumeStream(
-            state,
-            member,
-            opened,
-            observer=not name,
-            dead_letters=self._dead_letters,
-            max_deliver=self._settings.max_deliver,
-            clock=self._clock,
-            context=context,
-        )
         try:
-            await stream.serve(incoming)
+            stream, group = await self._open_consumer(context, first)
+        except (GputelError, OSError) as error:
+            await statuses.refuse(context, error)
+            return
+        if not group.name:
+            self._observers.add(group)
+        try:
+            await self._serve(context, stream, stream.run)
         finally:
-            self._delivered += stream.delivered
-            self._delivered_bytes += stream.delivered_bytes
+            self._observers.discard(group)
 
-    async def _list_topics(
-        self, request: mq.ListTopicsRequest, context: Any
-    ) -> mq.ListTopicsResponse:
-        return mq.ListTopicsResponse(
-            topics=[
-                mq.Topic(
-                    name=topic.name,
-                    id=topic.id,
-                    partitions=[
-                        mq.Partition(
-                            partition=plog.index,
-                            first_offset=plog.first_offset,
-                            next_offset=plog.next_offset,
-                            size_bytes=plog.size_bytes,
-                            segments=plog.segments,
-                            failure=plog.failure,
-                            damage=plog.damage,
-                        )
-                        for plog in topic.partitions
-                    ],
+    async def _serve(
+        self,
+        context: Context,
+        stream: PublishStream | ConsumeStream,
+        run: Callable[[], Awaitable[None]],
+    ) -> None:
+        try:
+            if self._stopping:
+                raise BrokerUnavailable("the broker is stopping")
+            if len(self._streams) >= limits.BROKER_STREAMS_MAX:
+                raise NoRoom(f"this broker serves {len(self._streams)} streams, the most it may")
+            self._streams.add(stream)
+            try:
+                await run()
+            finally:
+                self._streams.discard(stream)
+        except (GputelError, OSError) as error:
+            await statuses.refuse(context, error)
+
+    async def _open_consumer(
+        self, context: Context, request: mq.ConsumeRequest
+    ) -> tuple[ConsumeStream, Group]:
+        if request.WhichOneof("request") != "open":
+            raise InputError("the first request of a Consume stream must be `open`")
+        opened = request.open
+        names.check_topic(opened.topic)
+        if opened.ack_timeout_ms > ACK_TIMEOUT_MS_MAX:
+            raise InputError(
+                f"ack_timeout_ms: {opened.ack_timeout_ms}, at most {ACK_TIMEOUT_MS_MAX} are allowed"
+            )
+        opened.ack_timeout_ms = opened.ack_timeout_ms or ACK_TIMEOUT_MS_DEFAULT
+        if opened.start_at == mq.START_AT_UNSPECIFIED:
+            opened.start_at = mq.START_AT_EARLIEST if opened.group else mq.START_AT_LATEST
+        if opened.group:
+            names.check_group(opened.group)
+        topic = await self._engine.open_topic(opened.topic)
+        logs = topic.partitions
+        if opened.group:
+            group = self._group(opened.topic, opened.group, len(logs))
+        else:
+            group = Group(opened.topic, "", len(logs), {}, tracked=False)
+        # Dead letters have nowhere to go when nobody acknowledges them: they stay.
+        is_last = names.dead_letters(opened.topic) is None
+        max_deliver = 0 if is_last else opened.max_deliver or self._settings.max_deliver
+        name = f"{context.peer()}#{next(self._numbers)}"
+        stream = ConsumeStream(context, group, logs, opened, name, max_deliver, self._clock)
+        return stream, group
+
+    def _group(self, topic: str, name: str, partitions: int) -> Group:
+        group = self._groups.get((topic, name))
+        if group is None:
+            held = sum(of == topic for of, _ in self._groups)
+            if held >= limits.GROUPS_PER_TOPIC_MAX:
+                raise NoRoom(f"topic {topic!r} has {held} groups, the most it may have")
+            group = self._groups[topic, name] = Group(topic, name, partitions, {})
+        return group
+
+    async def _list_topics(self, _: mq.ListTopicsRequest, __: Context) -> mq.ListTopicsResponse:
+        response = mq.ListTopicsResponse()
+        for name, topic in sorted(self._engine.topics.items()):
+            listed = response.topics.add(name=name, id=topic.id)
+            for of in topic.partitions:
+                listed.partitions.add(
+                    partition=of.index,
+                    first_offset=of.first_offset,
+                    next_offset=of.next_offset,
+                    size_bytes=of.size_bytes,
+                    segments=of.segments,
+                    failure=of.failure,
+                    damage=of.damage,
                 )
-                for topic in self.engine.topics.values()
-            ]
-        )
+        return response
 
-    async def _list_groups(
-        self, request: mq.ListGroupsRequest, context: Any
-    ) -> mq.ListGroupsResponse:
-        return mq.ListGroupsResponse(
-            groups=[
-                mq.Group(
-                    topic=state.topic.name,
-                    group=state.name,
-                    members=len(state.group.members),
-                    positions=[
-                        mq.GroupPosition(
-                            partition=partition,
-                            next_offset=floor,
-                            lag=max(0, state.topic.partitions[partition].next_offset - floor),
-                            in_flight=cursor.in_flight
-                            if (cursor := state.group.cursors.get(partition))
-                            else 0,
-                        )
-                        for partition, floor in sorted(state.positions().items())
-                    ],
+    async def _list_groups(self, _: mq.ListGroupsRequest, __: Context) -> mq.ListGroupsResponse:
+        response = mq.ListGroupsResponse()
+        for (topic, name), group in sorted(self._groups.items()):
+            listed = response.groups.add(topic=topic, group=name, members=len(group.members))
+            logs = self._engine.topics[topic].partitions
+            for partition, next_offset in group.positions.items():
+                listed.positions.add(
+                    partition=partition,
+                    next_offset=next_offset,
+                    lag=max(logs[partition].next_offset - next_offset, 0),
+                    in_flight=group.cursors[partition].in_flight,
                 )
-                for state in self._groups.values()
-            ]
-        )
+        return response
 
-    async def _keep_house(self) -> None:
+    async def _tick(self) -> None:
         while True:
-            await self._clock.sleep(SAVE_PERIOD_S)
-            for state in self._groups.values():
-                for member in state.group.expired(self._clock.monotonic_ns()):
-                    log.warning(
-                        "member %s of group %s is silent: its lease ends", member.name, state.name
-                    )
-                    state.streams[member].evict()
+            now_ns = self._clock.monotonic_ns()
+            for group in (*self._groups.values(), *self._observers):
+                group.tick(now_ns)
+            await self._clock.sleep(TICK_S)
+
+    async def _keep(self) -> None:
+        """Dead letters and positions: what has to wait for the disk."""
+        while True:
+            await self._clock.sleep(SAVE_S)
+            for group in tuple(self._groups.values()):
+                await self._undertaker.bury(group)
             try:
                 await self._save_positions()
             except OSError as error:
-                # Positions are a hint: a consumer's own store knows better, or reads again.
-                log.error("can't save the positions of groups: %s", error)
+                log.error("can't save the positions of consumer groups yet: %s", error)
 
     async def _save_positions(self) -> None:
-        for (topic, name), state in tuple(self._groups.items()):
-            positions = state.positions()
-            if positions != state.saved:
-                await self.engine.save_positions(topic, name, positions)
-                state.saved = positions
+        for (topic, name), group in tuple(self._groups.items()):
+            positions = group.unsaved()
+            if positions is not None:
+                await self._engine.save_positions(topic, name, positions)
+                group.saved(positions)
 
-    def _describe(self, telemetry: Telemetry, health: Health) -> None:
-        counters = self._counters
-        counter, gauge = telemetry.observe_counter, telemetry.observe_gauge
-        counter("gputel_broker_published_messages", "Messages taken", lambda: counters.published)
-        counter("gputel_broker_published_bytes", "Bytes taken", lambda: counters.published_bytes)
-        counter(
-            "gputel_broker_throttles",
-            "Times producers were told to wait",
-            lambda: counters.throttles,
-        )
-        counter(
-            "gputel_broker_refused_streams",
-            "Streams ended with an error status",
-            lambda: counters.refused,
-        )
-        counter(
-            "gputel_broker_delivered_messages",
-            "Messages sent to consumers that have gone",
-            lambda: self._delivered,
-        )
-        counter(
-            "gputel_broker_dead_letters", "Messages given up", lambda: self._dead_letters.stored
-        )
-        counter(
-            "gputel_broker_duplicate_messages",
-            "Repeats recognised and not stored",
-            lambda: sum(p.duplicates for t in self.engine.topics.values() for p in t.partitions),
-        )
-        counter(
-            "gputel_broker_redeliveries",
-            "Messages delivered again",
-            lambda: sum(
-                c.redeliveries for s in self._groups.values() for c in s.group.cursors.values()
-            ),
-        )
-        counter(
-            "gputel_broker_lost_messages",
-            "Messages gone before a group settled them",
-            lambda: sum(s.lost for s in self._groups.values()),
-        )
-        counter(
-            "gputel_broker_rewound_positions",
-            "Positions beyond the end of a log, moved to its first message",
-            lambda: sum(s.rewound for s in self._groups.values()),
-        )
-        gauge("gputel_broker_log_bytes", "Size of a partition's log", self._log_bytes)
-        gauge("gputel_broker_group_lag_messages", "Messages a group has yet to settle", self._lag)
-        gauge(
-            "gputel_broker_group_members",
-            "Members of a group",
-            lambda: [
-                (len(s.group.members), {"topic": s.topic.name, "group": s.name})
-                for s in self._groups.values()
-            ],
-        )
-        health.ready("listening", lambda: None if self._server else "not listening yet")
-        health.live("partitions", self._failures)
+    def _check_tasks(self) -> str | None:
+        ended = [task.get_name() for task in self._tasks if task.done()]
+        return f"{', '.join(ended)} ended" if ended else None
 
-    def _log_bytes(self) -> list[tuple[int, dict[str, str]]]:
-        return [
-            (plog.size_bytes, {"topic": topic.name, "partition": str(plog.index)})
-            for topic in self.engine.topics.values()
-            for plog in topic.partitions
-        ]
 
-    def _lag(self) -> list[tuple[int, dict[str, str]]]:
-        return [
-            (
-                max(0, state.topic.partitions[partition].next_offset - floor),
-                {"topic": state.topic.name, "group": state.name, "partition": str(partition)},
-            )
-            for state in self._groups.values()
-            for partition, floor in state.positions().items()
-        ]
-
-    def _failures(self) -> str | None:
-        failed = [
-            f"{topic.name}/{plog.index}: {plog.failure}"
-            for topic in self.engine.topics.values()
-            for plog in topic.partitions
-            if plog.failure
-        ]
-        return "; ".join(failed) or None
+def _parse(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise InputError(f"broker.listen: {listen!r} is no `host:port`")
+    return host.strip("[]"), int(port)

@@ -58,7 +58,7 @@ class Collector:
         self._broker = broker
         self._topic = topic
         self._clock = clock
-        self._live = source.identity is None
+        self._live = True  # until the source is open and says who it is
         self._replay = source.name == "replay"
         self._rings: Mapping[MetricSet, Ring] = {
             metric_set: Ring(
@@ -101,6 +101,7 @@ class Collector:
         self._loop = asyncio.get_running_loop()
         self.gpus = await asyncio.to_thread(self.source.open)
         self.latest = Latest(self.gpus)
+        self._live = self.source.identity is None
         epoch = self._clock.time_ns() if self._live else FINITE_EPOCH
         node = self.gpus[0].node if self.gpus else "unknown"
         producer = self.source.identity or f"collector:{node}"

@@ -24,7 +24,11 @@ from gputel.services.state import FREE_BYTES_MIN, UpState, is_running, read_stat
 TIMEOUT_S: Final = 3.0
 ANSWER_BYTES_MAX: Final = 8 * MIB
 FRESH_S: Final = 30.0
-LAG_METRIC: Final = re.compile(r"^gputel_sink_lag\w*(?:\{[^}]*\})? ([0-9.e+]+)", re.MULTILINE)
+LAG_FRAMES_MAX: Final = 10_000
+#: A line of the broker's /metrics: frames that the sink's group has not acknowledged.
+LAG_METRIC: Final = re.compile(
+    r'^gputel_broker_group_lag_messages\{[^}]*group="store"[^}]*\} ([0-9.e+]+)', re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +132,8 @@ def _pipeline(state: UpState) -> list[Check]:
             finding += f"; {'; '.join(problems)}"
         advice = "it may pass by itself; else look at the log of `gputel up`" if problems else ""
         checks.append(Check(name, not problems, finding, advice))
-    if "sink" in state.services:
-        checks += _lag(state.services["sink"].addresses.get("sink", ""))
+    if "broker" in state.services:
+        checks += _lag(state.services["broker"].addresses.get("metrics", ""))
     if "api" in state.services:
         finite = state.source == "replay"
         checks += _freshness(state.services["api"].addresses.get("api", ""), finite=finite)
@@ -173,11 +177,14 @@ def _lag(url: str) -> list[Check]:
     try:
         _, body = _get(f"{url}/metrics")
     except (OSError, http.client.HTTPException):
-        return []  # the sink's own check says so
+        return []  # the broker's own check says so
     found = LAG_METRIC.findall(body.decode(errors="replace"))
     if not found:
         return []
-    return [Check("lag", True, f"{sum(map(float, found)):.0f} frames wait to be stored")]
+    frames = sum(map(float, found))
+    well = frames < LAG_FRAMES_MAX
+    advice = "" if well else "see whether the sink is well and the database keeps up"
+    return [Check("lag", well, f"{frames:.0f} frames wait to be stored", advice)]
 
 
 def _freshness(url: str, *, finite: bool) -> list[Check]:
@@ -193,6 +200,6 @@ def _freshness(url: str, *, finite: bool) -> list[Check]:
         return [Check("end to end", False, "the API knows no GPU", advice)]
     age_s = (datetime.now(UTC) - max(seen)).total_seconds()
     well = finite or age_s < FRESH_S
-    finding = f"{len(seen)} GPUs, newest sample {age_s:.1f} s old"
+    finding = f"{len(seen)} GPUs, newest sample at most {age_s:.1f} s old"
     advice = "" if well else "see which stage above is not well"
     return [Check("end to end", well, finding, advice)]

@@ -55,13 +55,13 @@ async def up(config: Config, *, ephemeral: bool, emit: Emit) -> None:
 
     emit    called once, when all is ready, with what `--json` prints
     """
+    config = _checked(config)
     temporary: Path | None = None
     if config.data_dir is None and ephemeral:
         temporary = Path(tempfile.mkdtemp(prefix="gputel-"))
         temporary.chmod(0o711)  # the database's user passes through; nobody lists it
-        config = msgspec.structs.replace(config, data_dir=str(temporary))
-    data_dir = DataDir(_data_dir(config))
-    config = msgspec.structs.replace(_checked(config), data_dir=str(data_dir.path))
+    data_dir = DataDir(temporary or _data_dir(config))
+    config = msgspec.structs.replace(config, data_dir=str(data_dir.path))
     try:
         data_dir.open()
         try:

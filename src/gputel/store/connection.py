@@ -35,9 +35,14 @@ class Store:
     async def session(self) -> AsyncGenerator[Connection]:
         """A session from the pool; whatever says that the server is away, refuses us or
         lacks rights becomes DatabaseUnavailable, errors of the data pass unchanged."""
-        with translated(self.settings):
-            async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
-                yield connection  # type: ignore[misc]
+        with _opening(self.settings):
+            acquired = await self._pool.acquire(timeout=CONNECT_TIMEOUT_S)
+        try:
+            with translated(self.settings):
+                yield acquired  # type: ignore[misc]  # a proxy with the same methods
+        finally:
+            with translated(self.settings):
+                await self._pool.release(acquired, timeout=CONNECT_TIMEOUT_S)
 
     async def dedicated(self) -> Connection:
         """A session outside the pool, for locks that live as long as it; the caller closes it."""
@@ -54,9 +59,7 @@ class Store:
 
     def unavailable(self, error: BaseException) -> DatabaseUnavailable:
         """`error` for whoever may try again later."""
-        return explain(error, self.settings) or DatabaseUnavailable(
-            f"{self.settings!r}: {error}", hint="it is tried again"
-        )
+        return _unavailable(error, self.settings)
 
     async def close(self) -> None:
         """Close all sessions, those in use after a moment."""
@@ -95,6 +98,21 @@ def translated(settings: DatabaseSettings) -> Generator[None]:
         if explained is None:
             raise
         raise explained from error
+
+
+@contextlib.contextmanager
+def _opening(settings: DatabaseSettings) -> Generator[None]:
+    """Whatever goes wrong before the first statement is the server's."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise _unavailable(error, settings) from error
+
+
+def _unavailable(error: BaseException, settings: DatabaseSettings) -> DatabaseUnavailable:
+    return explain(error, settings) or DatabaseUnavailable(
+        f"{settings!r}: {error}", hint="it is tried again"
+    )
 
 
 def explain(error: BaseException, settings: DatabaseSettings) -> DatabaseUnavailable | None:
@@ -161,7 +179,7 @@ def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
 
 
 async def _open(settings: DatabaseSettings) -> Connection:
-    with translated(settings):
+    with _opening(settings):
         connection: Connection = await asyncpg.connect(**_arguments(settings))
         return connection
 

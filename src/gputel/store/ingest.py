@@ -131,6 +131,8 @@ class Ingest:
                 return _reason(error)
             except (ValueError, TypeError, OverflowError) as error:
                 return _reason(error)  # a value that its column can't hold
+            except asyncpg.PostgresError as error:
+                raise self._store.unavailable(error) from error
             else:
                 return ""
         return "rows were refused as repeats of others, again and again"

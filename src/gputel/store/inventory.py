@@ -20,26 +20,40 @@ SEEN_STEP_NS: Final = 10 * NS_PER_S
 #: gpu_index of a GPU whose inventory has not arrived yet.
 INDEX_UNKNOWN: Final = -1
 
-_UPSERT: Final = """
-INSERT INTO gpu AS g (uuid, node, gpu_index, device, pci_bus_id, model, serial, brand,
-                      vbios_version, driver_version, nvml_version, memory_total_bytes,
+_ROWS: Final = """
+unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[],
+       $8::text[], $9::text[], $10::text[], $11::text[], $12::bigint[], $13::timestamptz[],
+       $14::timestamptz[])
+    AS n (uuid, node, gpu_index, device, pci_bus_id, model, serial, brand, vbios_version,
+          driver_version, nvml_version, memory_total_bytes, first_seen, last_seen)
+"""
+_TEXTS: Final = (
+    "device",
+    "pci_bus_id",
+    "model",
+    "serial",
+    "brand",
+    "vbios_version",
+    "driver_version",
+    "nvml_version",
+)
+_CHANGES: Final = f"""
+    gpu_index = CASE WHEN n.gpu_index >= 0 THEN n.gpu_index ELSE g.gpu_index END,
+    {", ".join(f"{text} = coalesce(nullif(n.{text}, ''), g.{text})" for text in _TEXTS)},
+    memory_total_bytes = coalesce(n.memory_total_bytes, g.memory_total_bytes),
+    first_seen = least(n.first_seen, g.first_seen),
+    last_seen = greatest(n.last_seen, g.last_seen)
+"""
+# An update first: every row offered to INSERT ... ON CONFLICT would use up an id.
+_UPDATE: Final = f"""
+UPDATE gpu AS g SET {_CHANGES} FROM {_ROWS}
+WHERE g.uuid = n.uuid AND g.node = n.node RETURNING g.uuid, g.node, g.gpu_id
+"""
+_INSERT: Final = f"""
+INSERT INTO gpu AS g (uuid, node, gpu_index, {", ".join(_TEXTS)}, memory_total_bytes,
                       first_seen, last_seen)
-SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::text[],
-                     $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
-                     $12::bigint[], $13::timestamptz[], $14::timestamptz[])
-ON CONFLICT (uuid, node) DO UPDATE SET
-    gpu_index = CASE WHEN excluded.gpu_index >= 0 THEN excluded.gpu_index ELSE g.gpu_index END,
-    device = coalesce(nullif(excluded.device, ''), g.device),
-    pci_bus_id = coalesce(nullif(excluded.pci_bus_id, ''), g.pci_bus_id),
-    model = coalesce(nullif(excluded.model, ''), g.model),
-    serial = coalesce(nullif(excluded.serial, ''), g.serial),
-    brand = coalesce(nullif(excluded.brand, ''), g.brand),
-    vbios_version = coalesce(nullif(excluded.vbios_version, ''), g.vbios_version),
-    driver_version = coalesce(nullif(excluded.driver_version, ''), g.driver_version),
-    nvml_version = coalesce(nullif(excluded.nvml_version, ''), g.nvml_version),
-    memory_total_bytes = coalesce(excluded.memory_total_bytes, g.memory_total_bytes),
-    first_seen = least(excluded.first_seen, g.first_seen),
-    last_seen = greatest(excluded.last_seen, g.last_seen)
+SELECT * FROM {_ROWS}
+ON CONFLICT (uuid, node) DO UPDATE SET {_CHANGES.replace("n.", "excluded.")}
 RETURNING uuid, node, gpu_id
 """
 
@@ -94,9 +108,11 @@ class GpuIds:
                 or together.last_ns >= known.seen.last_ns + SEEN_STEP_NS
             ):
                 due[identity] = together
-        if due:
-            for uuid, node, gpu_id in await connection.fetch(_UPSERT, *_parameters(due)):
-                found[uuid, node] = _Known(gpu_id, due[uuid, node])
+        for statement in (_UPDATE, _INSERT):
+            if due:
+                for uuid, node, gpu_id in await connection.fetch(statement, *_parameters(due)):
+                    found[uuid, node] = _Known(gpu_id, due.pop((uuid, node)))
+        assert not due, "every GPU was updated or inserted"
         return found
 
     def remember(self, written: Mapping[Identity, _Known]) -> None:

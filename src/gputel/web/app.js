@@ -73,6 +73,8 @@ const shown = {
   sm_clock_mhz: (v) => `${Math.round(v)} MHz`,
 };
 
+const clock = (time) => new Date(time * 1000).toTimeString().slice(0, 8);
+
 function ago(seconds) {
   if (seconds < 2) return "now";
   if (seconds < 90) return `${Math.round(seconds)} s ago`;
@@ -323,7 +325,7 @@ class Detail {
         legend: { show: false },
         cursor: { drag: { x: true, y: false } },
         scales: { y: range ? { range } : { range: (_, low, high) => (low === null ? [0, 1] : [Math.min(0, low), Math.max(high * 1.1, 1)]) } },
-        axes: [axis, { ...axis, size: 54 }],
+        axes: [{ ...axis, space: 80, values: (_, times) => times.map(clock) }, { ...axis, size: 54 }],
         series: [{}, { stroke: color("--accent"), width: 1.5, fill: `${color("--accent")}22`, spanGaps: false, points: { show: false } }],
       },
       [[], []],

@@ -8,6 +8,12 @@ from gputel import catalog, kernels, limits
 from gputel.batch import DTYPES, Batch
 from gputel.errors import ChunkCorrupt, FrameTooLarge
 
+# Looked up by number: a metric's own hash and equality run over all its facts.
+_COLUMNS = {
+    metric_set.id: {metric.id: j for j, metric in enumerate(metric_set.metrics)}
+    for metric_set in catalog.METRIC_SETS
+}
+
 
 def encode_batch(batch: Batch) -> bytes:
     """`batch` as a chunk; metrics without a value are left out. FrameTooLarge: seal fewer rows."""
@@ -40,17 +46,17 @@ def decode_chunk(payload: bytes | memoryview) -> Batch:
     if metric_set is None:
         raise ChunkCorrupt(f"metric set {chunk.set_id} is unknown")
     n = len(chunk.time_ns)
-    columns = [np.zeros(n, DTYPES[storage]) for storage in metric_set.storages]
+    storages = metric_set.storages
+    columns = [np.zeros(n, DTYPES[storage]) for storage in storages]
     valid = np.zeros((len(columns), (n + 7) // 8), np.uint8)
     for i, (metric_id, storage) in enumerate(zip(chunk.metric_ids, chunk.storages, strict=True)):
-        metric = catalog.BY_ID.get(metric_id)
-        if metric is None:
+        j = _COLUMNS[metric_set.id].get(metric_id)
+        if j is None:
+            if metric_id in catalog.BY_ID:
+                raise ChunkCorrupt(f"metric {metric_id} is not of the set {metric_set.name}")
             continue
-        if catalog.SET_OF[metric] is not metric_set:
-            raise ChunkCorrupt(f"metric {metric.name} is not of the set {metric_set.name}")
-        if metric.storage.value != storage:
-            raise ChunkCorrupt(f"metric {metric.name} has storage {storage!r}")
-        j = metric_set.column(metric)
+        if storages[j] != storage:
+            raise ChunkCorrupt(f"metric {metric_id} has storage {storage!r}")
         columns[j] = chunk.columns[i]
         valid[j] = chunk.valid[i]
     return Batch(metric_set, chunk.time_ns, chunk.sequence, tuple(columns), valid)

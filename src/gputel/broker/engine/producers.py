@@ -68,8 +68,8 @@ class Producers:
         """The whole table as the bytes of a snapshot file."""
         marks = {name: (mark.epoch, mark.sequence) for name, mark in self._marks.items()}
         body = msgspec.json.encode(marks)
-        checksum: int = google_crc32c.value(body)
-        return _MAGIC + checksum.to_bytes(4, "little") + body
+        crc: int = google_crc32c.value(body)
+        return _MAGIC + crc.to_bytes(4, "little") + body
 
     @classmethod
     def restore(cls, data: bytes, next_offset: int) -> Producers:

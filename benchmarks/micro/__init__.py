@@ -1,0 +1,1 @@
+"""Micro-benchmarks with a stored baseline: `python -m benchmarks.micro`."""

@@ -1,0 +1,226 @@
+"""One consumer's stream: requests in, deliveries out.
+
+    reader     context.read -> credit, acks, positions -> the group
+    deliverer  the group's cursors -> partition.read -> DeliveryBatch
+
+Messages are read when there is credit for them and not before, so a slow consumer holds
+no memory, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import grpc.aio
+
+from gputel import limits
+from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.broker.cursor import Cursor
+from gputel.broker.engine import PartitionLog, Record
+from gputel.broker.groups import Group, Member
+from gputel.broker.statuses import Context, LeaseLost
+from gputel.clock import Clock
+from gputel.errors import BrokerUnavailable, InputError
+
+log = logging.getLogger(__name__)
+
+READ_BYTES_MAX: Final = 4 * limits.BATCH_BYTES_MAX
+_DELIVERY_BYTES: Final = 64  # what a delivery's fields take beside its names and payload
+
+
+class ConsumeStream:
+    """Serves one Consume call behind its `open`. `run` raises GputelError for an early end."""
+
+    def __init__(
+        self,
+        context: Context,
+        group: Group,
+        logs: Sequence[PartitionLog],
+        open_: mq.ConsumeOpen,
+        name: str,
+        max_deliver: int,
+        clock: Clock,
+    ) -> None:
+        self._context = context
+        self._group = group
+        self._logs = logs
+        self._clock = clock
+        self._wake = asyncio.Event()
+        # One object: the partitions' watchers are told apart by it.
+        self._changed: Callable[[], None] = self._wake.set
+        self._watched: set[int] = set()
+        self._announced = 0
+        self._first = 0
+        self._draining = False
+        self.member = Member(
+            name,
+            self._changed,
+            ack_timeout_ns=open_.ack_timeout_ms * 1_000_000,
+            max_deliver=max_deliver,
+            start_at=open_.start_at,
+        )
+
+    def drain(self) -> None:
+        """End the stream."""
+        self._draining = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Serve until the consumer ends the stream."""
+        opened = mq.ConsumeOpened(partitions=len(self._logs), member=self.member.name)
+        await self._context.write(mq.ConsumeResponse(opened=opened))
+        self._group.join(self.member, self._clock.monotonic_ns())
+        reader = asyncio.create_task(self._read())
+        deliverer = asyncio.create_task(self._deliver())
+        left = False
+        try:
+            await asyncio.wait({reader, deliverer}, return_when=asyncio.FIRST_COMPLETED)
+            left = (reader.done() and reader.exception() is None) or self._draining
+            for task in (reader, deliverer):
+                if task.done():
+                    task.result()
+        finally:
+            self._group.leave(self.member, lost=not left)
+            reader.cancel()
+            deliverer.cancel()
+            await asyncio.gather(reader, deliverer, return_exceptions=True)
+            self._watch(frozenset())
+
+    async def _read(self) -> None:
+        while True:
+            request = await self._context.read()
+            if request is grpc.aio.EOF:
+                return
+            now_ns = self._clock.monotonic_ns()
+            self.member.renew(now_ns)
+            kind = request.WhichOneof("request")
+            if kind == "credit":
+                self.member.credit_messages += request.credit.messages
+                self.member.credit_bytes += request.credit.bytes
+                self._wake.set()
+            elif kind == "position":
+                self._position(request.position)
+            elif kind in ("ack", "nak", "in_progress", "term"):
+                self._group.settle(self.member, request, now_ns)
+            else:
+                raise InputError("behind `open` a Consume stream carries other requests only")
+
+    def _position(self, position: mq.Position) -> None:
+        if position.partition >= len(self._logs):
+            raise InputError(
+                f"position: partition {position.partition}, the topic has {len(self._logs)}"
+            )
+        of = self._logs[position.partition]
+        self._group.position(
+            self.member, position, first_offset=of.first_offset, end_offset=of.next_offset
+        )
+
+    async def _deliver(self) -> None:
+        while True:
+            self._wake.clear()
+            if self._draining:
+                raise BrokerUnavailable("the broker is stopping")
+            if self.member.expired:
+                raise LeaseLost(f"member {self.member.name} was silent for too long")
+            await self._announce()
+            busy = False
+            # Each round begins with another partition: credit is shared fairly.
+            partitions = sorted(self.member.partitions)
+            self._first += 1
+            for number in range(len(partitions)):
+                if not self.member.has_credit:
+                    break
+                partition = partitions[(self._first + number) % len(partitions)]
+                cursor = self._group.cursor(self.member, partition)
+                if cursor is not None:
+                    busy |= await self._deliver_again(partition, cursor)
+                    busy |= await self._deliver_next(partition, cursor)
+            if not busy:
+                await self._wake.wait()
+
+    async def _announce(self) -> None:
+        if self._announced == self.member.generation:
+            return
+        self._announced = self.member.generation
+        partitions = self.member.partitions
+        self._watch(partitions)
+        assignment = mq.Assignment(partitions=sorted(partitions), generation=self._announced)
+        await self._context.write(mq.ConsumeResponse(assignment=assignment))
+
+    def _watch(self, partitions: frozenset[int]) -> None:
+        for partition in self._watched - partitions:
+            self._logs[partition].unwatch(self._changed)
+        for partition in partitions - self._watched:
+            self._logs[partition].watch(self._changed)
+        self._watched = set(partitions)
+
+    async def _deliver_again(self, partition: int, cursor: Cursor) -> bool:
+        """Deliver one message that is due again."""
+        if not cursor.started or not cursor.has_ready or not self.member.has_credit:
+            return False
+        offset, run = cursor.pop_ready(), cursor.run
+        try:
+            chunk = await self._logs[partition].read(offset, 1, 1)
+        except BaseException:
+            if cursor.run == run:
+                cursor.push_ready(offset)
+            raise
+        if cursor.run != run:
+            return True
+        if not chunk.records or chunk.records[0].offset != offset:
+            log.warning("partition %d: offset %d is gone before its redelivery", partition, offset)
+            cursor.gone(offset)
+            return True
+        attempt = cursor.retake(offset, self._clock.monotonic_ns())
+        if attempt:
+            await self._send(partition, [(chunk.records[0], attempt)])
+        return True
+
+    async def _deliver_next(self, partition: int, cursor: Cursor) -> bool:
+        """Deliver what was never delivered, up to READ_BYTES_MAX of it."""
+        of = self._logs[partition]
+        room = min(cursor.room, self.member.credit_messages)
+        if room <= 0 or self.member.credit_bytes <= 0 or cursor.next_offset >= of.next_offset:
+            return False
+        run = cursor.run
+        bytes_max = min(self.member.credit_bytes, READ_BYTES_MAX)
+        chunk = await of.read(cursor.next_offset, room, bytes_max)
+        if cursor.run != run:
+            return True
+        now_ns = self._clock.monotonic_ns()
+        taken: list[tuple[Record, int]] = []
+        for record in chunk.records:
+            attempt = cursor.take(record.offset, now_ns)
+            if attempt:
+                taken.append((record, attempt))
+        cursor.skip_to(chunk.next_offset)
+        await self._send(partition, taken)
+        return True
+
+    async def _send(self, partition: int, taken: list[tuple[Record, int]]) -> None:
+        for record, _ in taken:
+            self.member.credit_messages -= 1
+            self.member.credit_bytes -= len(record.payload)
+        batch = mq.DeliveryBatch()
+        size_bytes = 0
+        for record, attempt in taken:
+            needed = _DELIVERY_BYTES + len(record.producer) * 4 + len(record.payload)
+            if size_bytes and size_bytes + needed > limits.BATCH_BYTES_MAX:
+                await self._context.write(mq.ConsumeResponse(batch=batch))
+                batch, size_bytes = mq.DeliveryBatch(), 0
+            size_bytes += needed
+            batch.deliveries.add(
+                partition=partition,
+                offset=record.offset,
+                stored_at_ns=record.stored_at_ns,
+                attempt=attempt,
+                producer=record.producer,
+                epoch=record.epoch,
+                sequence=record.sequence,
+                payload=record.payload,
+            )
+        if batch.deliveries:
+            await self._context.write(mq.ConsumeResponse(batch=batch))

@@ -1,0 +1,148 @@
+"""What clients and operators see of a broker whose disk fails, fills or is slow."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_reflection.v1alpha import reflection_pb2
+
+from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.broker.engine.disk import Disk
+from gputel.broker.server import BrokerServer
+from gputel.broker.settings import BrokerSettings
+from gputel.errors import InputError
+from gputel.observe import Health, Telemetry
+
+
+class BrokenDisk(Disk):
+    """Fails when told to."""
+
+    append_errno = 0
+    sync_errno = 0
+
+    def append(self, fd: int, buffers: Sequence[bytes]) -> None:
+        if self.append_errno:
+            raise OSError(self.append_errno, "injected")
+        super().append(fd, buffers)
+
+    def sync(self, fd: int) -> None:
+        if self.sync_errno:
+            raise OSError(self.sync_errno, "injected")
+        super().sync(fd)
+
+
+class Broker:
+    """A broker on a disk that can be broken, and its only client."""
+
+    def __init__(self, path: Path, listen: str = "127.0.0.1:0") -> None:
+        self.disk = BrokenDisk()
+        self.health = Health("broker")
+        self.telemetry = Telemetry("broker")
+        settings = BrokerSettings(listen=listen, partitions=1)
+        self.server = BrokerServer(settings, path, self.telemetry, self.health, disk=self.disk)
+
+    @property
+    def metrics(self) -> str:
+        return self.telemetry.exposition()[0].decode()
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    broker = Broker(tmp_path)
+    await broker.server.start()
+    yield broker
+    await broker.server.stop()
+    broker.telemetry.close()
+
+
+@asynccontextmanager
+async def publishing(broker: Broker) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(broker.server.address) as channel:
+        call = channel.stream_stream(
+            "/gputel.mq.v1.Broker/Publish",
+            request_serializer=mq.PublishRequest.SerializeToString,
+            response_deserializer=mq.PublishResponse.FromString,
+        )()
+        opened = mq.PublishOpen(topic="t", producer="p", epoch=1)
+        await call.write(mq.PublishRequest(open=opened))
+        await call.read()
+        yield call
+
+
+async def send(call: Any, sequence: int) -> None:
+    message = mq.Message(sequence=sequence, key="k", payload=b"x")
+    await call.write(mq.PublishRequest(batch=mq.MessageBatch(messages=[message])))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is watched tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_a_full_disk_throttles_and_acknowledges_later(broker: Broker) -> None:
+    async with asyncio.timeout(20), publishing(broker) as call:
+        broker.disk.append_errno = errno.ENOSPC
+        await send(call, 1)
+        await until(lambda: broker.health.readiness()["disk"] is not None)
+        await send(call, 2)
+        assert (await call.read()).throttle.delay_ms > 0
+        assert broker.health.liveness()["partitions"] is None
+        broker.disk.append_errno = 0
+        acked = 0
+        while acked < 2:
+            acked = max(acked, (await call.read()).ack.sequence)
+        await until(lambda: broker.health.readiness()["disk"] is None)
+
+
+async def test_a_failed_sync_ends_streams_and_liveness(broker: Broker) -> None:
+    async with asyncio.timeout(20), publishing(broker) as call:
+        await send(call, 1)
+        assert (await call.read()).ack.sequence == 1
+        broker.disk.sync_errno = errno.EIO
+        await send(call, 2)
+        with pytest.raises(grpc.aio.AioRpcError, match="injected while writing"):
+            await call.read()
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        assert "injected" in str(broker.health.liveness()["partitions"])
+        assert "gputel_broker_failed_partitions 1.0" in broker.metrics
+
+
+async def test_the_metrics_say_what_was_done(broker: Broker) -> None:
+    async with asyncio.timeout(20), publishing(broker) as call:
+        for sequence in (1, 2, 3):
+            await send(call, sequence)
+            while (await call.read()).ack.sequence < sequence:
+                pass
+        assert 'gputel_broker_messages_in_total{topic="t"} 3.0' in broker.metrics
+        assert "gputel_broker_streams 1.0" in broker.metrics
+        assert "gputel_broker_commit_seconds_count" in broker.metrics
+        assert not any(broker.health.readiness().values())
+
+
+async def test_reflection_names_the_service(broker: Broker) -> None:
+    async with grpc.aio.insecure_channel(broker.server.address) as channel:
+        call: Any = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )()
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        listed = (await call.read()).list_services_response.service
+        assert "gputel.mq.v1.Broker" in {service.name for service in listed}
+        await call.done_writing()
+
+
+async def test_an_address_that_makes_no_sense_is_said(tmp_path: Path) -> None:
+    broker = Broker(tmp_path, "nonsense")
+    with pytest.raises(InputError, match="'nonsense' is no `host:port`"):
+        await broker.server.start()
+    broker.telemetry.close()
