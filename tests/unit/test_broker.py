@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from gputel import broker, limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
-from gputel.broker import BrokerSettings, Consumer, Delivery, StartAt
+from gputel.broker import BrokerSettings, Consumer, Delivery, StartAt, groups
 from gputel.broker.server import BrokerServer
 from gputel.errors import FrameTooLarge, InputError, PortInUse, ProducerFenced
 from gputel.observe import Health, Telemetry
@@ -207,6 +208,31 @@ async def test_a_member_says_where_to_go_on(tmp_path):
             assert [d.offset for d in await take(consumer, 3)] == [7, 8, 9]
 
 
+async def test_a_position_beyond_the_log_goes_on_at_its_first_message(tmp_path):
+    """Waiting for the log to grow that far would skip what is published until then."""
+    async with serving(tmp_path, partitions=1) as server, connected(server.address) as client:
+        await publish(client, 1, 5)
+
+        async def position(_: int) -> int:
+            return 1000
+
+        async with client.consumer("t", group="g", on_assign=position) as consumer:
+            assert [d.offset for d in await take(consumer, 5)] == list(range(5))
+
+
+async def test_saved_positions_of_a_log_that_is_gone_skip_nothing(tmp_path):
+    async with serving(tmp_path, partitions=1) as server, connected(server.address) as client:
+        await publish(client, 1, 5)
+        consumer = client.consumer("t", group="g", start_at=StartAt.EARLIEST)
+        async with consumer:
+            await take(consumer, 5)
+    shutil.rmtree(tmp_path / "topics")
+    async with serving(tmp_path, partitions=1) as server, connected(server.address) as client:
+        await publish(client, 1, 3)
+        async with client.consumer("t", group="g") as consumer:
+            assert [d.sequence for d in await take(consumer, 3)] == [1, 2, 3]
+
+
 async def test_an_observer_sees_what_is_new_and_goes_on_after_a_restart(tmp_path):
     async with serving(tmp_path, partitions=1) as server:
         address = server.address
@@ -296,3 +322,23 @@ async def test_a_port_in_use_and_a_directory_in_use_are_named(tmp_path):
         with pytest.raises(InputError, match="in use by another broker"):
             async with serving(tmp_path):
                 pass
+
+
+async def test_a_member_whose_lease_ends_is_told_and_comes_again(tmp_path, monkeypatch):
+    """Its connection is well, so without a status it would wait for deliveries for ever."""
+    lease_ns = groups.LEASE_NS
+    async with serving(tmp_path) as server, connected(server.address) as client:
+        monkeypatch.setattr(groups, "LEASE_NS", 500_000_000)  # less than a client's heartbeat
+        async with client.consumer("t", group="g", start_at=StartAt.EARLIEST) as consumer:
+
+            async def evicted() -> bool:
+                return consumer.reconnects > 0
+
+            async def whole() -> bool:
+                return len(consumer.assignment) == 4
+
+            await until(evicted)
+            monkeypatch.setattr(groups, "LEASE_NS", lease_ns)
+            await until(whole)
+            await publish(client, 1, 5)
+            assert {d.sequence for d in await take(consumer, 5)} == {1, 2, 3, 4, 5}

@@ -1,0 +1,95 @@
+"""A broker in a process of its own, and the proof that it holds what was published."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from gputel import limits
+from gputel.broker import BrokerClient, BrokerSettings, StartAt, connect
+from gputel.broker.server import BrokerServer
+from gputel.observe import Health, Telemetry
+
+DEADLINE_S = 60.0
+
+
+async def serve(data_dir: Path) -> None:
+    """Run a broker on a free port, which is printed, until stdin ends."""
+    telemetry = Telemetry("broker")
+    settings = BrokerSettings(listen="127.0.0.1:0")
+    server = BrokerServer(settings, data_dir, telemetry, Health("broker"))
+    await server.start()
+    print(server.address, flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop()
+    telemetry.close()
+
+
+@asynccontextmanager
+async def running_broker(data_dir: Path) -> AsyncIterator[str]:
+    """The address of a broker that runs while the context does."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "benchmarks.brokers",
+        str(data_dir / "broker"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            address = (await process.stdout.readline()).decode().strip()
+        if not address:
+            raise RuntimeError("the broker did not start")
+        yield address
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+@asynccontextmanager
+async def connected(address: str) -> AsyncIterator[BrokerClient]:
+    """A client that is closed with the context."""
+    client = await connect(address)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def verify(
+    client: BrokerClient, topic: str, expected: Mapping[str, int], body: bytes
+) -> bool:
+    """Whether `topic` holds each producer's messages 1..n once, in order, byte for byte.
+
+    A message is its sequence as 8 bytes, then `body`.
+    """
+    seen = dict.fromkeys(expected, 0)
+    missing = sum(expected.values())
+    consumer = client.consumer(
+        topic, start_at=StartAt.EARLIEST, messages=10_000, bytes=32 * limits.MIB
+    )
+    async with asyncio.timeout(DEADLINE_S), consumer:
+        while missing:
+            delivery = await anext(consumer)
+            seen[delivery.producer] += 1
+            missing -= 1
+            right = delivery.sequence.to_bytes(8, "big") + body
+            if delivery.sequence != seen[delivery.producer] or delivery.payload != right:
+                return False
+    stored = sum(
+        partition.next_offset
+        for found in await client.topics()
+        if found.name == topic
+        for partition in found.partitions
+    )
+    return seen == dict(expected) and stored == sum(expected.values())
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))

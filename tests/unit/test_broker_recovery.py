@@ -1,0 +1,104 @@
+"""What is left of a log after a crash: only what was never acknowledged may go."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.producers import Mark, Producers
+from gputel.broker.engine.record import Located, Record, decode, encode_head
+from gputel.broker.engine.recovery import Recovered, recover
+from gputel.broker.engine.segment import Gap, Segment, walk
+from gputel.errors import LogCorrupt
+
+
+def write_log(commits: list[int]) -> tuple[bytes, list[int]]:
+    """A segment of commits of so many records each, and where each record ends."""
+    data, ends, offset = b"", [], 0
+    for count in commits:
+        for in_commit in range(count):
+            record = Record(offset, 1, "p", 1, offset + 1, b"k", bytes([offset]) * 40)
+            data += encode_head(record, in_commit) + record.payload
+            ends.append(len(data))
+            offset += 1
+    return data, ends
+
+
+def recover_from(directory: Path, data: bytes) -> Recovered:
+    Segment.named(directory, 0).write_bytes(data)
+    return recover(directory, Disk())
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
+
+
+def facts(found: Recovered) -> tuple[int, int, int, int]:
+    mark = found.producers.get("p")
+    size_bytes = found.segments[-1].size_bytes
+    return found.next_offset, size_bytes, len(found.gaps), mark.sequence if mark else 0
+
+
+def test_a_record_survives_its_layout():
+    record = Record(7, -5, "collector:ä", 2**64 - 1, 2**63, b"key", b"payload")
+    data = encode_head(record, 3) + record.payload
+    located = decode(b"xx" + data, 2)
+    assert located == Located(record, 2, len(data), 3)
+
+
+def test_every_truncation_of_the_last_record_leaves_those_before_it(tmp_path):
+    data, ends = write_log([2, 2, 1])
+    for length in range(ends[3], ends[4]):
+        assert facts(recover_from(tmp_path, data[:length])) == (4, ends[3], 0, 4), length
+        assert Segment.named(tmp_path, 0).stat().st_size == ends[3]
+
+
+def test_every_flipped_byte_of_the_last_record_cuts_it_off(tmp_path):
+    data, ends = write_log([2, 2, 1])
+    for position in range(ends[3], ends[4]):
+        found = recover_from(tmp_path, flipped(data, position))
+        assert facts(found) == (4, ends[3], 0, 4), position
+
+
+def test_a_hole_in_the_last_commit_takes_the_rest_of_that_commit(tmp_path):
+    """Else the repeat of the torn record would be taken for one that is stored."""
+    data, ends = write_log([2, 3])
+    for position in range(ends[2], ends[3]):
+        found = recover_from(tmp_path, flipped(data, position))
+        assert facts(found) == (3, ends[2], 0, 3), position
+
+
+def test_damage_in_an_older_commit_stays_and_is_reported(tmp_path):
+    data, ends = write_log([2, 2, 1])
+    for position in range(ends[0], ends[1]):
+        found = recover_from(tmp_path, flipped(data, position))
+        assert facts(found) == (5, len(data), 1, 5), position
+        assert found.gaps == [Gap(ends[0], ends[1])]
+        part = found.segments[0].read(0, 5, 100, 1 << 20)
+        assert [record.offset for record in part.records] == [0, 2, 3, 4]
+
+
+def test_a_walk_finds_records_behind_damage_larger_than_its_window(tmp_path):
+    data, ends = write_log([1, 1])
+    junk = os.urandom(9 << 20)
+    path = tmp_path / "log"
+    path.write_bytes(data[: ends[0]] + junk + data[ends[0] :])
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        found = list(walk(fd, path.stat().st_size))
+    finally:
+        os.close(fd)
+    end = ends[0] + len(junk)
+    assert found[1] == Gap(ends[0], end)
+    assert [item.position for item in found if isinstance(item, Located)] == [0, end]
+
+
+def test_a_snapshot_keeps_producers_and_a_damaged_one_is_noticed():
+    table = Producers()
+    table.advance("p", Mark(3, 9, 40))
+    data = table.snapshot()
+    assert Producers.restore(data, 50).get("p") == Mark(3, 9, 49)
+    for position in range(len(data)):
+        with pytest.raises(LogCorrupt):
+            Producers.restore(flipped(data, position), 50)
