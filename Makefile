@@ -49,7 +49,7 @@ test: $(VENV)/.test ## run all tests
 lint: $(VENV)/.lint ## ruff, mypy strict, cython-lint, import-linter, buf
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint src/gputel/_native
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint src/gputel/_native
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint
 	$(BIN)/mypy
