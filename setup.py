@@ -33,6 +33,7 @@ extensions = [
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=["-std=c11", "-Wall", *(SANITIZED if DEBUG else OPTIMISED)],
         extra_link_args=["-fsanitize=address,undefined"] if DEBUG else [],
+        depends=[str(header) for header in sorted(NATIVE.glob("*.h"))],
     )
     for source in sorted(NATIVE.glob("*.pyx"))
 ]

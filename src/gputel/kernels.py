@@ -1,8 +1,8 @@
 """The only door to the kernels.
 
-    ring, columns    native (gputel._native), or the readable twins (gputel._reference)
-                     where GPUTEL_KERNELS=reference asks for them
-    codec, pgcopy    readable Python
+    ring, columns, nvml    native (gputel._native), or the readable twins (gputel._reference)
+                           where GPUTEL_KERNELS=reference asks for them
+    codec, pgcopy          readable Python
 
 A native module that is missing is an ImportError, never a silent slow path. The variable is
 read here and not in `gputel.config`, because it decides what this module consists of.
@@ -11,7 +11,8 @@ read here and not in `gputel.config`, because it decides what this module consis
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from gputel._reference.codec import (
     ChunkHeader,
@@ -20,17 +21,21 @@ from gputel._reference.codec import (
     encode_chunk,
     read_chunk_header,
 )
+from gputel._reference.nvml import Sweeper as ReferenceSweeper
 from gputel._reference.pgcopy import CopyField, copy_binary
+from gputel.plan import Plan
 from gputel.rows import Sealed, WhenFull, row_dtype
 
 NATIVE = os.environ.get("GPUTEL_KERNELS") != "reference"
 
 if TYPE_CHECKING:
     from gputel._native.columns import Columns
+    from gputel._native.nvml import Sweeper
     from gputel._native.ring import Ring
 elif NATIVE:
     try:
         from gputel._native.columns import Columns
+        from gputel._native.nvml import Sweeper
         from gputel._native.ring import Ring
     except ImportError as error:
         raise ImportError(
@@ -42,6 +47,17 @@ else:
     from gputel._reference.columns import Columns
     from gputel._reference.ring import Ring
 
+
+def nvml_sweeper(
+    plans: Sequence[Plan], nvml: Any, functions: Mapping[str, int], devices: int
+) -> Sweeper:
+    """The sweep of up to `devices` GPUs. The native one calls `functions` (addresses by name),
+    the twin the same functions through `nvml` (pynvml, or what behaves like it)."""
+    if NATIVE and functions:
+        return Sweeper(plans, functions, devices)
+    return ReferenceSweeper(plans, nvml, devices)  # type: ignore[return-value]
+
+
 __all__ = [
     "NATIVE",
     "ChunkHeader",
@@ -50,10 +66,12 @@ __all__ = [
     "DecodedChunk",
     "Ring",
     "Sealed",
+    "Sweeper",
     "WhenFull",
     "copy_binary",
     "decode_chunk",
     "encode_chunk",
+    "nvml_sweeper",
     "read_chunk_header",
     "row_dtype",
 ]
