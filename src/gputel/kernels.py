@@ -21,7 +21,6 @@ from gputel._reference.codec import (
     encode_chunk,
     read_chunk_header,
 )
-from gputel._reference.nvml import Sweeper as ReferenceSweeper
 from gputel._reference.pgcopy import CopyField, copy_binary
 from gputel.plan import Plan
 from gputel.rows import Sealed, WhenFull, row_dtype
@@ -45,6 +44,7 @@ elif NATIVE:
         ) from error
 else:
     from gputel._reference.columns import Columns
+    from gputel._reference.nvml import Sweeper
     from gputel._reference.ring import Ring
 
 
@@ -53,9 +53,7 @@ def nvml_sweeper(
 ) -> Sweeper:
     """The sweep of up to `devices` GPUs. The native one calls `functions` (addresses by name),
     the twin the same functions through `nvml` (pynvml, or what behaves like it)."""
-    if NATIVE and functions:
-        return Sweeper(plans, functions, devices)
-    return ReferenceSweeper(plans, nvml, devices)  # type: ignore[return-value]
+    return Sweeper(plans, functions if NATIVE else nvml, devices)
 
 
 __all__ = [

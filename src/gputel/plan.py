@@ -19,14 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-NO_TARGET = -1
 NO_ORIGIN = -1
 ALL_LINKS = 0xFFFF_FFFF  # scopeId UINT_MAX: the sum over all NVLinks
 BY_VALUE_TYPE = -1
 GPM_INTERVAL_MIN_NS = 100_000_000  # nvml.h: two samples are more than 100 ms apart
 STALLED_NS = 1_000_000_000  # a call this long means that the GPU hangs, not that it is slow
 DRAIN_SAMPLES_MAX = 1024  # of one type in one call; the drivers we know of keep 72 to 120
-DRAIN_CALLS_MAX = 4
 CURSOR_AHEAD_MAX_US = 60_000_000  # beyond it the clock was stepped back: begin anew
 
 
@@ -76,6 +74,17 @@ class Note(IntEnum):
     REJECTED = 3  # column: which; value, once a GPU and column
     OVERFLOW = 4  # value: notes that found no room
 
+
+#: What the kernels call besides the calls of the plans.
+FUNCTIONS = (
+    "nvmlDeviceGetFieldValues",
+    "nvmlDeviceGetSamples",
+    "nvmlGpmQueryDeviceSupport",
+    "nvmlGpmSampleAlloc",
+    "nvmlGpmSampleFree",
+    "nvmlGpmSampleGet",
+    "nvmlGpmMetricsGet",
+)
 
 #: nvmlReturn_t, from nvml.h.
 (SUCCESS, UNINITIALIZED, INVALID_ARGUMENT, NOT_SUPPORTED, NO_PERMISSION) = range(5)
