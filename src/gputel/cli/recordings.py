@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ def add(commands: Any) -> None:
     """The three commands."""
     _add_capture(commands)
     _add_replay(commands)
+    _add_export(commands)
 
 
 def _add_capture(commands: Any) -> None:
@@ -55,20 +57,19 @@ def _capture(arguments: argparse.Namespace) -> int:
             raise InputError(f"--for {arguments.span!r}: a duration such as 90s, 15m, 2h or 1d")
         until = since + span
     wanted = Wanted(since, until, frozenset(arguments.node))
-    last: list[Progress] = []
 
     def told(progress: Progress) -> None:
-        last[:] = [progress]
         print(f"{progress.frames} frames, {progress.size_bytes} bytes", file=sys.stderr)
 
-    try:
-        done = asyncio.run(
-            capture(load(arguments), arguments.output, wanted, force=arguments.force, told=told)
+    async def run() -> Progress:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        return await capture(
+            load(arguments), arguments.output, wanted, stop, force=arguments.force, told=told
         )
-    except KeyboardInterrupt:  # the file is whole
-        if not last:
-            raise
-        done = last[0]
+
+    done = asyncio.run(run())
     row = {
         "file": str(arguments.output),
         "frames": done.frames,
@@ -104,4 +105,34 @@ def _replay(arguments: argparse.Namespace) -> int:
     arguments.source = f"replay:{arguments.file}"
     arguments.once = not arguments.loop
     run("replay", replay.serve, load(arguments))
+    return OK
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write a recorded file as a table",
+        description="Write a capture, a DCGM CSV dump or an nvidia-smi log as a table: "
+        "one line a GPU, metric set and time, one column a metric.",
+    )
+    parser.add_argument("file", metavar="FILE[?OPTIONS]")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="TABLE")
+    parser.add_argument(
+        "--format", choices=("csv", "parquet"), help="default: by the name of TABLE"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite TABLE")
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from gputel.services.export import FORMATS, export
+
+    format = arguments.format or arguments.output.suffix.removeprefix(".")
+    if format not in FORMATS:
+        raise InputError(f"{arguments.output}: --format is needed", hint=", ".join(FORMATS))
+
+    def told(lines: int) -> None:
+        print(f"{lines} lines", file=sys.stderr)
+
+    export(arguments.file, arguments.output, format, force=arguments.force, told=told)
     return OK

@@ -7,6 +7,7 @@ nothing but that from the frames before `since`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Frames stored from `since` to `until` (None: until cancelled), of `nodes` (empty: all)."""
+    """Frames stored from `since` to `until` (None: without end), of `nodes` (empty: all)."""
 
     since: datetime
     until: datetime | None
@@ -52,12 +53,13 @@ async def capture(
     config: Config,
     output: Path,
     wanted: Wanted,
+    stop: asyncio.Event,
     *,
     force: bool,
     told: Callable[[Progress], None],
     clock: Clock = SYSTEM_CLOCK,
 ) -> Progress:
-    """Write the file; it is whole, and durable, also when this is cancelled.
+    """Write the file until `stop` is set or `wanted` is over. It is whole and durable then.
 
     InputError: the file exists (unless `force`) or can't be written. BrokerUnavailable,
     NotFound: nothing to take frames from.
@@ -69,7 +71,7 @@ async def capture(
         await taker.start()
         with _create(output, force=force) as file:
             taker.write(file, layout.MAGIC)
-            await taker.run(file, told)
+            await taker.run(file, stop, told)
     finally:
         await client.close()
     return progress
@@ -131,10 +133,12 @@ class _Taker:
                 end = middle
         return first
 
-    async def run(self, file: BinaryIO, told: Callable[[Progress], None]) -> None:
-        """Until `until` has passed and all before it is read."""
+    async def run(
+        self, file: BinaryIO, stop: asyncio.Event, told: Callable[[Progress], None]
+    ) -> None:
+        """Until `stop` is set, or `until` has passed and all before it is read."""
         told_ns = self._clock.monotonic_ns()
-        while True:
+        while not stop.is_set():
             past = self._until_ns is not None and self._clock.time_ns() >= self._until_ns
             moved = False
             for partition in self._offsets.keys() - self._over:
@@ -147,7 +151,8 @@ class _Taker:
                 continue
             if past:
                 return
-            await self._clock.sleep(POLL_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), POLL_S)
 
     async def _step(self, file: BinaryIO, partition: int) -> bool:
         """Take one answer's worth; False when there was nothing new."""
