@@ -104,7 +104,7 @@ def test_a_flipped_bit_is_never_read_as_data(recorded: Path) -> None:
     for position in [*range(40), *rng.choices(range(len(data)), k=500)]:
         bad = bytearray(data)
         bad[position] ^= 1 << rng.randrange(8)
-        found = []
+        found: list[bytes | None] = []
         with contextlib.suppress(CaptureCorrupt):
             records = capture.read_records(io.BytesIO(bad), len(bad))
             found.extend(record.payload for record in records)  # up to the error
