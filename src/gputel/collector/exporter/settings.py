@@ -10,7 +10,10 @@ WindowMs = Annotated[int, msgspec.Meta(ge=1000, le=86_400_000)]
 
 
 class ExporterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What `collector.listen` shows under /metrics. The `dcgm_*` keys shape the dcgm profile."""
+    """What `collector.listen` shows under /metrics.
+
+    All keys but `profile` and `own_metrics` shape the dcgm profile.
+    """
 
     #: Names and labels of /metrics: dcgm-exporter's, or gputel's own. /metrics?profile=...
     #: chooses for one scrape.
