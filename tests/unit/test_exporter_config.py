@@ -44,9 +44,11 @@ def test_our_own_variable_wins() -> None:
 
 
 def test_all_addresses_want_to_be_said_out_loud() -> None:
-    with pytest.raises(ConfigError, match=r"DCGM_EXPORTER_LISTEN: .*0\.0\.0\.0:9401 can be reached"):
+    with pytest.raises(
+        ConfigError, match=r"DCGM_EXPORTER_LISTEN: .*0\.0\.0\.0:9401 can be reached"
+    ):
         config.load(environment=MANIFEST)
-    with pytest.raises(ConfigError, match="DCGM_EXPORTER_XID_COUNT_WINDOW_SIZE.*at least|from"):
+    with pytest.raises(ConfigError, match=r"DCGM_EXPORTER_XID_COUNT_WINDOW_SIZE.* from 1000"):
         config.load(environment={"DCGM_EXPORTER_XID_COUNT_WINDOW_SIZE": "-1"})
 
 

@@ -53,7 +53,7 @@ class Collector:
         health: Health,
         clock: Clock = SYSTEM_CLOCK,
         *,
-        exporter: ExporterSettings = ExporterSettings(),
+        exporter: ExporterSettings | None = None,
     ) -> None:
         self._settings = settings
         self.source = source
@@ -71,7 +71,7 @@ class Collector:
             for metric_set in METRIC_SETS
         }
         self.gpus: Sequence[Gpu] = ()
-        self.exporter = Exporter(exporter, clock)
+        self.exporter = Exporter(exporter or ExporterSettings(), clock)
         self.outbox: Outbox | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None

@@ -59,7 +59,10 @@ class Described(NamedTuple):
 class Profile(Protocol):
     """A vocabulary."""
 
-    columns: Sequence[Column]
+    @property
+    def columns(self) -> Sequence[Column]:
+        """The families that hold metrics, in the order of the page."""
+        ...
 
     def labels(
         self,

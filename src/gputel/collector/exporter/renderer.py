@@ -115,8 +115,7 @@ class Page:
         """Write the text around the numbers, and note which cell goes into which hole."""
         gpus = self._latest.gpus
         labels = [
-            label_text(self._profile.labels(gpu, attributes[slot]))
-            for slot, gpu in enumerate(gpus)
+            label_text(self._profile.labels(gpu, attributes[slot])) for slot, gpu in enumerate(gpus)
         ]
         parts: list[str] = []
         cells: dict[np.dtype[Any], list[tuple[int, int, int, int]]] = {}
@@ -169,4 +168,3 @@ class Page:
         for provider in self._providers:
             families += provider.families()
         return encode(families, self._form) + (EOF if self._form is Format.OPENMETRICS else "")
-
