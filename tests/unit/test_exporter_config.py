@@ -16,6 +16,7 @@ MANIFEST = {
     "DCGM_EXPORTER_REPLACE_BLANKS_IN_MODEL_NAME": "true",
     "DCGM_EXPORTER_XID_COUNT_WINDOW_SIZE": "60000",
     "DCGM_EXPORTER_CLOCK_EVENTS_COUNT_WINDOW_SIZE": "120000",
+    "NODE_NAME": "worker-7",
     # What Kubernetes sets for a service of that name, and a variable that means nothing here.
     "DCGM_EXPORTER_PORT": "tcp://10.0.0.1:9400",
     "DCGM_EXPORTER_KUBERNETES": "true",
@@ -25,6 +26,7 @@ MANIFEST = {
 def test_a_manifest_of_dcgm_exporter_keeps_its_meaning() -> None:
     loaded = config.load(environment=MANIFEST, flags={"insecure": ("--insecure", True)})
     assert loaded.collector.listen == "0.0.0.0:9401"
+    assert loaded.source.node == "worker-7"
     exporter = loaded.exporter
     assert exporter.collectors == "counters.csv"
     assert exporter.hostname_label is None

@@ -42,6 +42,8 @@ DCGM_EXPORTER: Final[Mapping[str, KeyPath]] = {
     "DCGM_EXPORTER_REPLACE_BLANKS_IN_MODEL_NAME": ("exporter", "replace_blanks_in_model_name"),
     "DCGM_EXPORTER_XID_COUNT_WINDOW_SIZE": ("exporter", "xid_window_ms"),
     "DCGM_EXPORTER_CLOCK_EVENTS_COUNT_WINDOW_SIZE": ("exporter", "clock_events_window_ms"),
+    # Kubernetes' downward API; in a pod the host's name is the pod's.
+    "NODE_NAME": ("source", "node"),
 }
 
 Values = dict[KeyPath, Given]
