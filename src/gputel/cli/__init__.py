@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -83,8 +84,9 @@ def _report(error: GputelError, arguments: argparse.Namespace) -> int:
             import traceback
 
             traceback.print_exc()
-        line = " ".join(str(error).split())
-        print(f"gputel: error: {line}", file=sys.stderr)
+        for problem in getattr(error, "problems", (str(error),)):
+            line = " ".join(problem.split())
+            print(f"gputel: error: {line}", file=sys.stderr)
     return exit_code(error)
 
 
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         service.set_defaults(run=_service, service=name)
         if name == "collector":
             _add_source(service)
+            _add_exporter(service)
         if name == "api":
             _add_http(service)
         if name == "broker":
@@ -134,6 +137,38 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="replay: end with the file (the pipeline stays up); otherwise it is looped",
+    )
+
+
+def _add_exporter(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("exporter", "The short flags are those of dcgm-exporter.")
+    group.add_argument(
+        "--standalone",
+        action="store_true",
+        default=None,
+        help="export only: no broker is needed, and nothing is published",
+    )
+    group.add_argument(
+        "-f", "--collectors", metavar="CSV", help="counter file of dcgm-exporter: FIELD, type, help"
+    )
+    group.add_argument("-a", "--address", metavar="[HOST]:PORT", help="where /metrics is served")
+    group.add_argument("--profile", metavar="NAME", help="names on /metrics: dcgm or gputel")
+    group.add_argument("--hostname-label", metavar="NAME", help="Hostname or hostname")
+    group.add_argument(
+        "-n",
+        "--no-hostname",
+        dest="hostname_label",
+        action="store_const",
+        const="null",
+        help="leave that label out",
+    )
+    group.add_argument("-x", "--xid-count-window-size", metavar="MS", help="default 300000")
+    group.add_argument("--clock-events-count-window-size", metavar="MS", help="default 300000")
+    group.add_argument(
+        "--replace-blanks-in-model-name",
+        action="store_true",
+        default=None,
+        help="put dashes for the blanks in modelName",
     )
 
 
@@ -194,7 +229,8 @@ def _service(arguments: argparse.Namespace) -> int:
     supervised = arguments.ready_fd is not None
     config = None if supervised else load(arguments)
     module = importlib.import_module(f"gputel.services.{arguments.service}")
-    run(arguments.service, module.serve, config, arguments.ready_fd)
+    reload = None if supervised else partial(load, arguments)
+    run(arguments.service, module.serve, config, arguments.ready_fd, reload)
     return OK
 
 

@@ -50,6 +50,11 @@ class Batcher:
         }
         self._sealed: list[Sealed] = []
 
+    def grow(self, gpus: int) -> None:
+        """Make room for the rows of GPUs that were added."""
+        for columns in self._columns.values():
+            columns.grow(gpus)
+
     def drain(self) -> int:
         """Empty the rings into the columns; returns the rows moved."""
         moved = 0
@@ -82,6 +87,11 @@ class Framer:
     def __init__(self, gpus: Sequence[Gpu]) -> None:
         self.gpus = gpus
         self._told_at_ns: dict[tuple[str, int], int] = {}
+
+    def grow(self, gpus: Sequence[Gpu]) -> None:
+        """Take the GPUs as they are known now, and tell the inventory again."""
+        self.gpus = gpus
+        self._told_at_ns.clear()
 
     def frames(
         self, sealed: Sequence[Sealed], events: Sequence[Event], now_ns: int, *, repeat: bool

@@ -20,18 +20,20 @@ from typing import Final
 
 from gputel.broker import BrokerClient
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
-from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
-from gputel.collector import exporter
+from gputel.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK, Clock
 from gputel.collector.batcher import Batcher, Framer
-from gputel.collector.latest import Latest
+from gputel.collector.driver import describe_driver
+from gputel.collector.exporter import Exporter, ExporterSettings
+from gputel.collector.exporter.latest import lifetime_ns
 from gputel.collector.outbox import Outbox
 from gputel.collector.sampler import Sampler
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import GputelError
-from gputel.inventory import Gpu
+from gputel.inventory import Event, EventKind, Gpu
 from gputel.kernels import Ring, WhenFull
 from gputel.observe import Health, Telemetry
 from gputel.sources import Source
+from gputel.sources.source import Hardware
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class Collector:
         telemetry: Telemetry,
         health: Health,
         clock: Clock = SYSTEM_CLOCK,
+        *,
+        exporter: ExporterSettings | None = None,
     ) -> None:
         self._settings = settings
         self.source = source
@@ -69,7 +73,7 @@ class Collector:
             for metric_set in METRIC_SETS
         }
         self.gpus: Sequence[Gpu] = ()
-        self.latest = Latest(())
+        self.exporter = Exporter(exporter or ExporterSettings(), clock)
         self.outbox: Outbox | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -100,7 +104,8 @@ class Collector:
         """Open the source and begin. SourceUnavailable, InputError."""
         self._loop = asyncio.get_running_loop()
         self.gpus = await asyncio.to_thread(self.source.open)
-        self.latest = Latest(self.gpus)
+        self.exporter.inventory(self.gpus)
+        self._expect()
         self._live = self.source.identity is None
         epoch = self._clock.time_ns() if self._live else FINITE_EPOCH
         node = self.gpus[0].node if self.gpus else "unknown"
@@ -113,10 +118,26 @@ class Collector:
         self._batcher = Batcher(self.rings, self.gpus, self._capacity())
         self._framer = Framer(self.gpus)
         self._sampler = Sampler(
-            self.source, self.rings, self._swept, self._observe_late_s, self._clock
+            self.source,
+            self.rings,
+            self._swept,
+            self._observe_late_s,
+            self._clock,
+            self._settings.cpu_budget_percent / 100,
         )
+        self.poll(self._settings.polling)
         self._pump = asyncio.create_task(self._run(), name="collector-pump")
         self._sampler.start()
+
+    @property
+    def polling(self) -> bool:
+        """False while the driver is not called, on request."""
+        return self._sampler is None or not self._sampler.paused
+
+    def poll(self, wanted: bool) -> None:
+        """Call the driver, or don't: the service stays up, its values turn stale."""
+        if self._sampler is not None:
+            (self._sampler.resume if wanted else self._sampler.pause)()
 
     async def stop(self) -> None:
         """Stop the source, publish what it has brought, wait for the acknowledgements."""
@@ -140,7 +161,7 @@ class Collector:
         # The unsealed part of a finite step is not published: its frame would carry a
         # sequence that the whole step will carry after a restart.
         if self._live:
-            self._batcher.drain()
+            self._drain()
             await self._publish()
         if self.outbox is not None and not await self.outbox.publisher.flush(FLUSH_DEADLINE_S):
             left = self.outbox.publisher.pending_messages
@@ -175,25 +196,37 @@ class Collector:
                 if self._replay:
                     await self._wanted.wait()
                     self._wanted.clear()
-                    self._rows += self._batcher.drain()
+                    self._drain()
                     if self._seal_wanted:
                         await self._publish()
                         self._seal_wanted = False
                     self._go_on.set()
                 else:
                     await self._clock.sleep(period_s)
-                    self._rows += self._batcher.drain()
+                    self._drain()
                     await self._publish()
         except GputelError as failure:
             self._failure = failure
             log.error("publishing stopped: %s", failure)
 
+    def _drain(self) -> None:
+        gpus = self.source.open()
+        if len(gpus) > len(self.gpus):  # before the first rows of the new ones
+            self.gpus = gpus
+            self._batcher.grow(len(gpus))
+            self._framer.grow(gpus)
+            self.exporter.inventory(gpus)
+        self._rows += self._batcher.drain()
+
     async def _publish(self) -> None:
         sealed = self._batcher.seal()
         now_ns = self._clock.monotonic_ns()
         for part in sealed:
-            self.latest.update(part.slot, part.batch, now_ns)
+            self.exporter.update(part.slot, part.batch, now_ns)
         events = list(self.source.events())
+        if self._sampler is not None:
+            events += self._sampler.journal.take()
+        self._export(events, now_ns)
         if self.outbox is None:
             return
         wall_ns = self._clock.time_ns()
@@ -201,11 +234,26 @@ class Collector:
         for draft in self._framer.frames(sealed, events, wall_ns, repeat=self._live):
             await self.outbox.send(draft, wall_ns)
 
-    # -- what it says of itself --------------------------------------------------------
+    def _export(self, events: Sequence[Event], now_ns: int) -> None:
+        self.exporter.observe(events, now_ns)
+        if any(event.kind is EventKind.DEMOTED for event in events):
+            self._expect()
 
-    def exposition(self) -> bytes:
-        """The latest values in Prometheus text format."""
-        return exporter.render(self.latest, self._clock.monotonic_ns())
+    def _expect(self) -> None:
+        """Tell the exporter how long a value lives."""
+        periods_ns = {} if self._replay else dict(self.source.cadences())
+        if self._sampler is not None and not self._replay:
+            periods_ns |= {c: ticks.period_ns for c, ticks in self._sampler.ticks.items()}
+        waits_ns = self._settings.flush_ms * NS_PER_MS
+        self.exporter.expect(
+            {
+                metric_set: lifetime_ns(metric_set.cadence, periods_ns.get(metric_set.cadence))
+                + waits_ns
+                for metric_set in METRIC_SETS
+            }
+        )
+
+    # -- what it says of itself --------------------------------------------------------
 
     def _describe(self, telemetry: Telemetry, health: Health) -> None:
         counter, gauge = telemetry.observe_counter, telemetry.observe_gauge
@@ -241,6 +289,11 @@ class Collector:
             lambda: int(bool(self.outbox and self.outbox.publisher.connected)),
         )
         gauge("gputel_collector_gpus", "GPUs of the source", lambda: len(self.gpus))
+        counter(
+            "gputel_exporter_refused_codes",
+            "XIDs and clock events of a GPU that had too many different ones to count",
+            lambda: self.exporter.xids.refused + self.exporter.clock_events.refused,
+        )
         for name, help_, field in (
             ("gputel_collector_sweeps", "Sweeps done", "swept"),
             ("gputel_collector_missed_ticks", "Ticks that were overdue by a period", "missed"),
@@ -252,6 +305,19 @@ class Collector:
             "Measured rate of sweeps",
             lambda: self._by_cadence("effective_hz"),
         )
+        gauge(
+            "gputel_collector_period_seconds",
+            "Sampling period now; longer than configured where that costs too much",
+            lambda: self._by_cadence("period_s"),
+        )
+        gauge(
+            "gputel_collector_paused",
+            "1 while driver calls are stopped on request",
+            lambda: int(not self.polling),
+        )
+        if isinstance(self.source, Hardware):
+            describe_driver(self.source, lambda: self._sampler, telemetry, health)
+        health.ready("polling", lambda: None if self.polling else "paused on request")
         health.live("sampler", lambda: self._sampler.problem() if self._sampler else None)
         health.live("publisher", lambda: str(self._failure) if self._failure else None)
         health.ready("broker", self._broker_problem)

@@ -29,14 +29,22 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     #: Sink workers, each with its own share of the partitions.
     worker_count: Annotated[int, msgspec.Meta(ge=1, le=limits.PARTITIONS_MAX)] = 3
 
-    #: The node exporter: /metrics, /healthz, /readyz.
+    #: The node exporter: /metrics, /metrics/collector, /health, /healthz, /readyz.
     listen: str = "127.0.0.1:9400"
+    #: Export only: no broker is needed, and nothing is published.
+    standalone: bool = False
     #: Sampling rate of each cadence class.
     fast_hz: Hz = 10
     medium_hz: Hz = 1
     slow_hz: Hz = 1 / 30
     #: How often the driver's own buffer of samples is emptied.
     drain_hz: Hz = 1
+    #: A cadence that takes more than this of a core is asked less often, and says so.
+    cpu_budget_percent: Annotated[float, msgspec.Meta(gt=0, le=100)] = 1
+    #: false: make no driver calls. Read again on SIGHUP; SIGUSR1 toggles it.
+    polling: bool = True
+    #: Read the processes on each GPU, at the slow rate.
+    processes: bool = False
     #: A sample waits at most this long for others before it is published.
     flush_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 100
     #: Rows of each ring between the sampler and the batcher.

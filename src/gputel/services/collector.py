@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+
 from gputel import broker
 from gputel.catalog import Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector.collector import Collector
+from gputel.collector.exporter import OWN_METRICS_PATH, exporter_app
 from gputel.config import Config
+from gputel.errors import GputelError
 from gputel.services.process import Process
 from gputel.sources import Source
 from gputel.sources.opening import open_source
+
+log = logging.getLogger(__name__)
 
 
 async def serve(process: Process) -> None:
     """Sample, publish and export until told to stop; a finite source leaves us running."""
     config = process.config
     source = source_of(config)
-    client = await broker.connect(config.message_queue.address)
+    client = None
+    if not config.collector.standalone:
+        client = await broker.connect(config.message_queue.address)
     try:
         collector = Collector(
             config.collector,
@@ -25,8 +34,13 @@ async def serve(process: Process) -> None:
             config.message_queue.topic,
             process.telemetry,
             process.health,
+            exporter=config.exporter,
         )
-        async with process.status_port(config.collector.listen, collector.exposition) as status:
+        own = process.telemetry if config.exporter.own_metrics else None
+        app = exporter_app(collector.exporter, config.exporter.profile, own)
+        async with process.status_port(
+            config.collector.listen, app, metrics_path=OWN_METRICS_PATH
+        ) as status:
             await collector.start()
             try:
                 facts = {
@@ -35,11 +49,22 @@ async def serve(process: Process) -> None:
                     "reason": reason(config.source.kind, source),
                 }
                 process.ready(collector=status.url, facts=facts)
+                process.on_signal(signal.SIGUSR1, lambda: collector.poll(not collector.polling))
+                process.on_signal(signal.SIGHUP, lambda: _reload(process, collector))
                 await process.until_stopped()
             finally:
                 await collector.stop()
     finally:
-        await client.close()
+        if client is not None:
+            await client.close()
+
+
+def _reload(process: Process, collector: Collector) -> None:
+    """Read the configuration again; what may change while we run is `collector.polling`."""
+    try:
+        collector.poll(process.reload().collector.polling)
+    except GputelError as error:
+        log.error("the configuration was not read again: %s", error)
 
 
 def source_of(config: Config) -> Source:
@@ -51,7 +76,7 @@ def source_of(config: Config) -> Source:
         Cadence.DRAIN: config.collector.drain_hz,
     }
     periods_ns = {cadence: round(NS_PER_S / hz) for cadence, hz in rates_hz.items()}
-    return open_source(config.source, periods_ns)
+    return open_source(config.source, periods_ns, processes=config.collector.processes)
 
 
 def reason(kind: str, source: Source) -> str:

@@ -278,25 +278,19 @@ class Nvml:
         """Go on."""
         self._event_watch.resume()
 
-    def lost(self) -> frozenset[int]:
-        """The slots of GPUs that do not answer now."""
-        return self._roster.lost() if self._opened else frozenset()
-
     def problem(self) -> str | None:
         """Why the driver can't be used any more, None when it can."""
         return self._problem
 
     def call_costs(self) -> Sequence[CallCost]:
         """By function, over all plans."""
-        calls: dict[str, list[int]] = {}
+        calls: dict[str, tuple[int, int, int]] = {}
         errors: dict[str, Counter[str]] = {}
         for number, plan in enumerate(self._sweeper.plans if self._opened else ()):
             costs = zip(plan.asks, self._sweeper.costs(number), strict=True)
             for name, (count, ns, longest_ns, failed) in costs:
-                entry = calls.setdefault(name, [0, 0, 0])
-                entry[0] += count
-                entry[1] += ns
-                entry[2] = max(entry[2], longest_ns)
+                known = calls.get(name, (0, 0, 0))
+                calls[name] = known[0] + count, known[1] + ns, max(known[2], longest_ns)
                 errors.setdefault(name, Counter()).update(
                     {Outcome(i).name.lower(): n for i, n in enumerate(failed) if n}
                 )

@@ -7,6 +7,7 @@ twice, allocate what the driver says, and don't know the oldest form of the stru
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any, Final
 
 from gputel.inventory import ProcessKind, ProcessSample
@@ -48,7 +49,15 @@ class _Utilization(ctypes.Structure):
     )
 
 
-_FORMS: Final = (("_v3", _InfoV2), ("_v2", _InfoV2), ("", _InfoV1))
+_FORMS: Final[tuple[tuple[str, type[ctypes.Structure]], ...]] = (
+    ("_v3", _InfoV2),
+    ("_v2", _InfoV2),
+    ("", _InfoV1),
+)
+    ("_v3", _InfoV2),
+    ("_v2", _InfoV2),
+    ("", _InfoV1),
+)
 
 
 class CallRefused(Exception):
@@ -67,10 +76,6 @@ class ProcessReader:
         self._forms: dict[str, tuple[str, type[ctypes.Structure]] | None] = {}
         self._cursor_us = 0
         self.left_out = 0  # processes beyond the bound
-
-    def forget(self) -> None:
-        """Nothing is known to be unsupported."""
-        self._forms.clear()
 
     def read(self, handle: Any, gpu_uuid: str, time_ns: int) -> list[ProcessSample]:
         """The processes on the GPU, by kind and pid. CallRefused: the GPU is gone."""
@@ -108,7 +113,7 @@ class ProcessReader:
         return self._list(handle, name, forms)
 
     def _list(
-        self, handle: Any, name: str, forms: list[tuple[str, type[ctypes.Structure]]]
+        self, handle: Any, name: str, forms: Sequence[tuple[str, type[ctypes.Structure]]]
     ) -> list[Any]:
         """Processes, by the first of `forms` that this GPU supports."""
         for symbol, info in forms:

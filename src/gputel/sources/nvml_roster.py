@@ -80,10 +80,6 @@ class Roster:
         """By slot."""
         return tuple(slot.gpu for slot in self.slots)
 
-    def lost(self) -> frozenset[int]:
-        """Slots that do not answer now."""
-        return frozenset(number for number, slot in enumerate(self.slots) if not slot.active)
-
     def slot_of(self, device: int) -> int | None:
         """Whose handle has this address?"""
         for number, slot in enumerate(self.slots):

@@ -99,10 +99,6 @@ class Hardware(Protocol):
         """Go on."""
         ...
 
-    def lost(self) -> frozenset[int]:
-        """The slots of GPUs that do not answer now."""
-        ...
-
     def problem(self) -> str | None:
         """Why the driver can't be used any more, None when it can."""
         ...
