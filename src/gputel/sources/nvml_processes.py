@@ -54,10 +54,6 @@ _FORMS: Final[tuple[tuple[str, type[ctypes.Structure]], ...]] = (
     ("_v2", _InfoV2),
     ("", _InfoV1),
 )
-    ("_v3", _InfoV2),
-    ("_v2", _InfoV2),
-    ("", _InfoV1),
-)
 
 
 class CallRefused(Exception):
