@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from support.simulation import LIBRARY
 
 NATIVE = Path(__file__).parents[2] / "src" / "gputel" / "_native"

@@ -59,6 +59,7 @@ class Collector:
     ) -> None:
         self._settings = settings
         self.source = source
+        self._hardware = source if isinstance(source, Hardware) else None
         self._broker = broker
         self._topic = topic
         self._clock = clock
@@ -210,12 +211,13 @@ class Collector:
             log.error("publishing stopped: %s", failure)
 
     def _drain(self) -> None:
-        gpus = self.source.open()
-        if len(gpus) > len(self.gpus):  # before the first rows of the new ones
-            self.gpus = gpus
-            self._batcher.grow(len(gpus))
-            self._framer.grow(gpus)
-            self.exporter.inventory(gpus)
+        if self._hardware is not None:
+            gpus = self.source.open()
+            if gpus != self.gpus:  # some were added: before the first rows of theirs
+                self.gpus = gpus
+                self._batcher.grow(len(gpus))
+                self._framer.grow(gpus)
+                self.exporter.inventory(gpus)
         self._rows += self._batcher.drain()
 
     async def _publish(self) -> None:
@@ -315,8 +317,8 @@ class Collector:
             "1 while driver calls are stopped on request",
             lambda: int(not self.polling),
         )
-        if isinstance(self.source, Hardware):
-            describe_driver(self.source, lambda: self._sampler, telemetry, health)
+        if self._hardware is not None:
+            describe_driver(self._hardware, lambda: self._sampler, telemetry, health)
         health.ready("polling", lambda: None if self.polling else "paused on request")
         health.live("sampler", lambda: self._sampler.problem() if self._sampler else None)
         health.live("publisher", lambda: str(self._failure) if self._failure else None)

@@ -211,6 +211,8 @@ class Roster:
         except nvml.NVMLError as error:
             if classify(int(error.value)) is not Outcome.UNSUPPORTED:
                 return
+        if not slot.gpu.model:  # it was lost when it was found first, and told its UUID only
+            slot.gpu = describe(nvml, handle, self._node, slot.gpu.index)
         self._activate(number, handle)
         self._journal.tell(EventKind.RESTORED, slot.gpu.uuid, 0, "the GPU answers again")
         _log.warning("nvml: %s: the GPU answers again", slot.gpu.uuid)
