@@ -28,17 +28,24 @@ static void gputel_samples_sort(nvmlSample_t *samples, int count)
     }
 }
 
-/* Keep what is newer than the cursor, each time once; the rest is counted. */
-static void gputel_samples_keep(gputel_core *core, gputel_stream *stream, int is_first)
+/* Keep what is newer than the cursor, each time once. `asked_us` is what the driver was asked
+ * for: what it gave beyond that is counted. */
+static void gputel_samples_keep(gputel_core *core, gputel_stream *stream, uint64_t asked_us)
 {
-    int kept = 0;
+    int kept = 0, is_first;
 
     gputel_samples_sort(stream->buffer, stream->count);
+    /* Was the clock stepped back? Then the cursor starts anew, at the driver's newest. */
+    is_first = !stream->cursor_known ||
+               (asked_us < stream->cursor_us && stream->count &&
+                stream->buffer[stream->count - 1].timeStamp < stream->cursor_us);
+    if (is_first)
+        stream->cursor_us = 0;
     for (int i = 0; i < stream->count; i++) {
         uint64_t time_us = stream->buffer[i].timeStamp;
 
         if (time_us <= stream->cursor_us || time_us > (uint64_t)INT64_MAX / 1000) {
-            if (!is_first)
+            if (time_us <= asked_us && !is_first)
                 atomic_fetch_add_explicit(&core->skipped_samples, 1, memory_order_relaxed);
             continue;
         }
@@ -46,29 +53,27 @@ static void gputel_samples_keep(gputel_core *core, gputel_stream *stream, int is
         if (!is_first)
             stream->buffer[kept++] = stream->buffer[i];
     }
+    stream->cursor_known = 1;
     stream->count = kept;
 }
 
 static int gputel_drain_stream(gputel_reader *r, int i)
 {
     gputel_stream *stream = &r->reading->stream[i];
+    uint64_t asked_us = stream->cursor_us;
     unsigned int count = GPUTEL_SAMPLES_MAX;
     nvmlValueType_t type = NVML_VALUE_TYPE_UNSIGNED_INT;
-    int is_first, outcome;
     nvmlReturn_t code;
+    int outcome;
 
     stream->count = stream->next = 0;
     if (stream->is_unsupported)
         return GPUTEL_OK;
-    /* The clock was stepped back: nothing would be newer than the cursor for that long. */
-    if (stream->cursor_known &&
-        stream->cursor_us > (uint64_t)r->time_ns / 1000 + GPUTEL_CURSOR_AHEAD_MAX_US) {
-        stream->cursor_known = 0;
-        stream->cursor_us = 0;
-    }
-    is_first = !stream->cursor_known;
+    /* A cursor far ahead: ask for everything, to learn what the driver's clock says. */
+    if (asked_us > (uint64_t)r->time_ns / 1000 + GPUTEL_CURSOR_AHEAD_MAX_US)
+        asked_us = 0;
     code = r->core->functions.samples(r->device->handle, (nvmlSamplingType_t)r->plan->sample[i].id,
-                                      stream->cursor_us, &type, &count, stream->buffer);
+                                      asked_us, &type, &count, stream->buffer);
     if (code == NVML_ERROR_NOT_FOUND) { /* nothing newer */
         code = NVML_SUCCESS;
         count = 0;
@@ -81,10 +86,9 @@ static int gputel_drain_stream(gputel_reader *r, int i)
         r->device->code = code;
         return outcome;
     }
-    stream->cursor_known = 1;
     stream->member = (int)type;
     stream->count = count < GPUTEL_SAMPLES_MAX ? (int)count : GPUTEL_SAMPLES_MAX;
-    gputel_samples_keep(r->core, stream, is_first);
+    gputel_samples_keep(r->core, stream, asked_us);
     return GPUTEL_OK;
 }
 

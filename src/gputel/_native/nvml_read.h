@@ -315,7 +315,10 @@ static int gputel_read_fields(gputel_reader *r)
             if (gputel_is_end(gputel_field_refused(r, i, outcome)))
                 return outcome;
         } else if (field->in_rate) {
-            rate_total += value->value.ullVal;
+            if (value->value.ullVal <= INT64_MAX) /* two of them can be added */
+                rate_total += value->value.ullVal;
+            else
+                rate_missing = 1;
         } else if (gputel_put_value(r, &field->target, member, &value->value) < 0) {
             gputel_reject(r, &field->target, NAN);
         }

@@ -233,7 +233,8 @@ class Reading:
 
     def _put_field(self, cells: Cells, op: FieldOp, value: Any, traffic: list[int]) -> None:
         if op.target is None:
-            traffic.append(int(value.value.ullVal))
+            if value.value.ullVal < 2**63:  # what the native kernel can add
+                traffic.append(int(value.value.ullVal))
         else:
             member = value.valueType if op.member < 0 else op.member
             self._put_union(cells, op.target, member, value.value)
@@ -339,12 +340,12 @@ class Reading:
     def _new_samples(
         self, op: SampleOp, stream: _Stream, time_ns: int
     ) -> tuple[int, Sequence[Any]]:
-        cursor_us = stream.cursor_us
-        # The clock was stepped back: nothing would be newer than the cursor for that long.
-        if cursor_us is not None and cursor_us > time_ns // 1000 + CURSOR_AHEAD_MAX_US:
-            cursor_us = None
+        asked_us = stream.cursor_us or 0
+        # A cursor far ahead: ask for everything, to learn what the driver's clock says.
+        if asked_us > time_ns // 1000 + CURSOR_AHEAD_MAX_US:
+            asked_us = 0
         code, answer = self._ask(
-            0, lambda: self._nvml.nvmlDeviceGetSamples(self._handle, op.type, cursor_us or 0)
+            0, lambda: self._nvml.nvmlDeviceGetSamples(self._handle, op.type, asked_us)
         )
         if code == NOT_FOUND:  # nothing newer
             code, answer = SUCCESS, (1, ())
@@ -356,17 +357,27 @@ class Reading:
                 raise Gone(outcome, code)
             return 0, ()
         member, samples = answer
+        samples = sorted(samples, key=lambda sample: int(sample.timeStamp))
+        return member, self._newer(stream, samples, asked_us)
+
+    def _newer(self, stream: _Stream, samples: Sequence[Any], asked_us: int) -> Sequence[Any]:
+        """What is newer than the cursor, each time once; the first call only sets it, so that
+        a restart takes no sample twice."""
+        cursor_us = stream.cursor_us
+        # Was the clock stepped back? Then the cursor starts anew, at the driver's newest.
+        is_first = cursor_us is None or (
+            asked_us < cursor_us and bool(samples) and samples[-1].timeStamp < cursor_us
+        )
+        newest_us = 0 if is_first else (cursor_us or 0)
         kept = []
-        newest_us = cursor_us or 0
-        for sample in sorted(samples, key=lambda sample: sample.timeStamp):
+        for sample in samples:
             if newest_us < sample.timeStamp <= (2**63 - 1) // 1000:
                 newest_us = sample.timeStamp
                 kept.append(sample)
-            elif cursor_us is not None:
+            elif sample.timeStamp <= asked_us and not is_first:
                 self.skipped_samples += 1
         stream.cursor_us = newest_us
-        # The first call only sets the cursor, so that a restart takes no sample twice.
-        return member, kept if cursor_us is not None else ()
+        return () if is_first else kept
 
 
 def _words(shape: Shape, answer: Any) -> Sequence[float]:
