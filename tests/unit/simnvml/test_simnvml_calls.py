@@ -8,6 +8,7 @@ from typing import Any
 
 import pynvml
 import pytest
+
 from support.simulation import Sim, simulated
 
 GIB = 1 << 30
