@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from support.simulation import LIBRARY
 
 ROOT = Path(__file__).parents[2]
