@@ -28,7 +28,7 @@ def listen(types: int, *indexes: int) -> Any:
 
 def taken(events: Any, wait: Any = pynvml.nvmlEventSetWait_v2) -> list[tuple[int, int, int]]:
     """(index, type, data) of all that is there."""
-    found = []
+    found: list[tuple[int, int, int]] = []
     while True:
         try:
             event = wait(events, 0)
