@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from typing import Any
 
 import pynvml
@@ -227,10 +228,12 @@ def test_topology_is_one_of_a_node():
     assert pynvml.nvmlDeviceGetP2PStatus(devices[0], devices[7], nvlink) == 0
 
 
-@simulated("gpus=1,latency_us=2000,latency.nvmlDeviceGetName=0,timing=on")
-def test_latency_timing_and_counters(sim: Sim):
+@pytest.mark.parametrize("wait", ["spin", "sleep"])
+@simulated("gpus=1,latency.nvmlDeviceGetName=0,latency_us=2000,timing=on,wait={wait}")
+def test_latency_timing_and_counters(wait: str, sim: Sim):
     device = pynvml.nvmlDeviceGetHandleByIndex(0)
     sim.ResetCounters()
+    cpu_s = time.thread_time()
     for _ in range(5):
         pynvml.nvmlDeviceGetPowerUsage(device)
         pynvml.nvmlDeviceGetName(device)
@@ -238,3 +241,5 @@ def test_latency_timing_and_counters(sim: Sim):
     assert sim.calls() == 10
     assert sim.calls("no such function") == 0
     assert sim.InsideNs() >= 5 * 2_000_000
+    if wait == "sleep":
+        assert time.thread_time() - cpu_s < 0.01

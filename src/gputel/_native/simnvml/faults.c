@@ -126,7 +126,8 @@ static bool read_option(sim_fault *fault, int *gpu, char *text, complaint to)
         return true;
     }
     if (strcmp(text, "function") == 0) {
-        if (fault->function != SIM_ANY || fault->field != SIM_ANY || !SIM_FAULT_LASTS(fault->kind))
+        if (fault->function != SIM_ANY || fault->field != SIM_ANY ||
+            fault->kind == SIM_FAULT_REMOVE || !SIM_FAULT_LASTS(fault->kind))
             return FAIL("%s can't be narrowed with ':function='", kinds[fault->kind].name);
         return function_named(value, &fault->function, to);
     }
