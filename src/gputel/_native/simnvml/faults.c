@@ -105,7 +105,8 @@ static bool read_time(sim_fault *fault, char *text, complaint to)
     if (!length)
         return true;
     if (!SIM_FAULT_LASTS(fault->kind))
-        return FAIL("%s happens at an instant, '+%s' has no meaning", kinds[fault->kind].name, length);
+        return FAIL("%s happens at an instant, '+%s' has no meaning", kinds[fault->kind].name,
+                    length);
     if (!seconds(length, &fault->end_ns))
         return FAIL("'+%s' is not a duration in seconds", length);
     fault->end_ns += fault->start_ns;
