@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from typing import Any
 
 import pynvml
@@ -67,17 +68,16 @@ def test_every_lookup_finds_the_same_device():
 @simulated("gpus=1")
 def test_bad_arguments_are_refused(sim: Sim):
     nvml = sim.library
-    device = ctypes.c_void_p(
-        ctypes.cast(pynvml.nvmlDeviceGetHandleByIndex(0), ctypes.c_void_p).value
-    )
+    address = ctypes.cast(pynvml.nvmlDeviceGetHandleByIndex(0), ctypes.c_void_p).value or 0
+    device = ctypes.c_void_p(address)
     out = ctypes.c_uint()
     assert nvml.nvmlDeviceGetPowerUsage(device, None) == pynvml.NVML_ERROR_INVALID_ARGUMENT
-    for garbage in (0, 1, 8, device.value + 1, device.value - 1, 2**64 - 1, device.value + 10**6):
+    for garbage in (0, 1, 8, address + 1, address + 2, address - 1, 2**64 - 1, address + 10**6):
         handle = ctypes.c_void_p(garbage)
         said = nvml.nvmlDeviceGetPowerUsage(handle, ctypes.byref(out))
         assert said == pynvml.NVML_ERROR_INVALID_ARGUMENT, hex(garbage)
     for call in (nvml.nvmlEventSetFree, nvml.nvmlGpmSampleFree):
-        for garbage in (1, 255, 0x100, 1 << 32, 2**64 - 1, device.value):
+        for garbage in (1, 255, 0x100, 1 << 32, 2**64 - 1, address):
             assert call(ctypes.c_void_p(garbage)) == pynvml.NVML_ERROR_INVALID_ARGUMENT
     buffer = ctypes.create_string_buffer(8)
     assert nvml.nvmlDeviceGetName(device, buffer, 8) == pynvml.NVML_ERROR_INSUFFICIENT_SIZE
@@ -228,10 +228,12 @@ def test_topology_is_one_of_a_node():
     assert pynvml.nvmlDeviceGetP2PStatus(devices[0], devices[7], nvlink) == 0
 
 
-@simulated("gpus=1,latency_us=2000,latency.nvmlDeviceGetName=0,timing=on")
-def test_latency_timing_and_counters(sim: Sim):
+@pytest.mark.parametrize("wait", ["spin", "sleep"])
+@simulated("gpus=1,latency.nvmlDeviceGetName=0,latency_us=2000,timing=on,wait={wait}")
+def test_latency_timing_and_counters(wait: str, sim: Sim):
     device = pynvml.nvmlDeviceGetHandleByIndex(0)
     sim.ResetCounters()
+    cpu_s = time.thread_time()
     for _ in range(5):
         pynvml.nvmlDeviceGetPowerUsage(device)
         pynvml.nvmlDeviceGetName(device)
@@ -239,3 +241,5 @@ def test_latency_timing_and_counters(sim: Sim):
     assert sim.calls() == 10
     assert sim.calls("no such function") == 0
     assert sim.InsideNs() >= 5 * 2_000_000
+    if wait == "sleep":
+        assert time.thread_time() - cpu_s < 0.01

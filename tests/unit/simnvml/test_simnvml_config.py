@@ -79,6 +79,7 @@ def test_understood(config: str, output: str) -> None:
         ("fault=lost:when=5", "':when' is none of gpu, function, and lookup"),
         ("fault=lost:lookup=maybe", "ok, lost or not_found is allowed"),
         ("fault=hang:function=nvmlNo", "'nvmlNo' is no NVML function"),
+        ("fault=remove:function=nvmlDeviceGetName", "remove can't be narrowed"),
         ("fault=no_function", "no_function needs the name of a function"),
         ("fault=no_function=nvmlShutdown", "nvmlShutdown can't be given a fault"),
         ("fault=" + "x" * 300, "longer than 255 characters"),

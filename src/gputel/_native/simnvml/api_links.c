@@ -36,6 +36,13 @@ nvmlReturn_t nvmlDeviceGetCurrPcieLinkGeneration(nvmlDevice_t device, unsigned i
     return NVML_SUCCESS;
 }
 
+nvmlReturn_t nvmlDeviceGetCurrPcieLinkWidth(nvmlDevice_t device, unsigned int *currLinkWidth)
+{
+    DEVICE_CALL(nvmlDeviceGetCurrPcieLinkWidth, currLinkWidth);
+    *currLinkWidth = PCIE_WIDTH;
+    return NVML_SUCCESS;
+}
+
 #define CONSTANT(function, value) \
     nvmlReturn_t function(nvmlDevice_t device, unsigned int *answer) \
     { \
@@ -44,7 +51,6 @@ nvmlReturn_t nvmlDeviceGetCurrPcieLinkGeneration(nvmlDevice_t device, unsigned i
         return NVML_SUCCESS; \
     }
 
-CONSTANT(nvmlDeviceGetCurrPcieLinkWidth, PCIE_WIDTH)
 CONSTANT(nvmlDeviceGetMaxPcieLinkWidth, PCIE_WIDTH)
 CONSTANT(nvmlDeviceGetMaxPcieLinkGeneration, PROFILE->pcie_generation)
 CONSTANT(nvmlDeviceGetGpuMaxPcieLinkGeneration, PROFILE->pcie_generation)

@@ -7,7 +7,7 @@
  *       return NVML_SUCCESS;                              and unlocked at any return
  *   }
  *
- * Locks, in this order: the table of users, GPUs by number, the host, the event queues.
+ * Locks, in this order: the users, GPUs by number, the host, the event queues or GPM samples.
  */
 #ifndef GPUTEL_SIM_DRIVER_H
 #define GPUTEL_SIM_DRIVER_H

@@ -105,7 +105,8 @@ static bool read_time(sim_fault *fault, char *text, complaint to)
     if (!length)
         return true;
     if (!SIM_FAULT_LASTS(fault->kind))
-        return FAIL("%s happens at an instant, '+%s' has no meaning", kinds[fault->kind].name, length);
+        return FAIL("%s happens at an instant, '+%s' has no meaning", kinds[fault->kind].name,
+                    length);
     if (!seconds(length, &fault->end_ns))
         return FAIL("'+%s' is not a duration in seconds", length);
     fault->end_ns += fault->start_ns;
@@ -126,7 +127,8 @@ static bool read_option(sim_fault *fault, int *gpu, char *text, complaint to)
         return true;
     }
     if (strcmp(text, "function") == 0) {
-        if (fault->function != SIM_ANY || fault->field != SIM_ANY || !SIM_FAULT_LASTS(fault->kind))
+        if (fault->function != SIM_ANY || fault->field != SIM_ANY ||
+            fault->kind == SIM_FAULT_REMOVE || !SIM_FAULT_LASTS(fault->kind))
             return FAIL("%s can't be narrowed with ':function='", kinds[fault->kind].name);
         return function_named(value, &fault->function, to);
     }

@@ -41,8 +41,16 @@ static void end_removals(sim_gpu *gpu)
         restore(gpu);
 }
 
+/* A fault of one function changes its answers, not the GPU. */
+static bool of_one_function(const sim_fault *fault)
+{
+    return fault->function != SIM_ANY;
+}
+
 static void begin_fault(sim_gpu *gpu, const sim_fault *fault)
 {
+    if (of_one_function(fault))
+        return;
     switch (fault->kind) {
     case SIM_FAULT_XID:
         sim_event_post(gpu, nvmlEventTypeXidCriticalError, fault->value);
@@ -77,7 +85,7 @@ static void begin_fault(sim_gpu *gpu, const sim_fault *fault)
     case SIM_FAULT_RESTORE:
         end_removals(gpu);
         break;
-    default: /* the others change answers, not the GPU */
+    default: /* the others change answers alone */
         break;
     }
 }
@@ -86,7 +94,7 @@ static void end_fault(sim_gpu *gpu, const sim_fault *fault)
 {
     bool reset = fault->kind == SIM_FAULT_LOST || fault->kind == SIM_FAULT_FALLEN ||
                  fault->kind == SIM_FAULT_RESET_REQUIRED;
-    if (reset)
+    if (reset && !of_one_function(fault))
         sim_model_reset(&gpu->model);
     if (fault->kind == SIM_FAULT_REMOVE && gpu->removed)
         restore(gpu);
@@ -136,7 +144,7 @@ bool sim_gpu_visible(sim_gpu *gpu, nvmlReturn_t *lookup)
     const sim_fault_set *faults = &gpu->target.faults;
     for (unsigned i = 0; i < faults->count; i++)
         if (faults->entries[i].kind == SIM_FAULT_LOST && faults->entries[i].started &&
-            !faults->entries[i].ended)
+            !faults->entries[i].ended && !of_one_function(&faults->entries[i]))
             *lookup = faults->entries[i].lookup;
     pthread_mutex_unlock(&gpu->target.lock);
     return visible;
