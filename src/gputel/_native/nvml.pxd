@@ -20,6 +20,7 @@ cdef extern from "nvml_ask.h" nogil:
 cdef extern from "nvml_ticks.h" nogil:
     ctypedef struct gputel_ticks_base:
         pass
+    uint64_t gputel_ticks(const gputel_ticks_base *base)
     void gputel_ticks_init(gputel_ticks_base *base)
     double gputel_ns_per_tick(const gputel_ticks_base *base)
 
@@ -30,6 +31,8 @@ cdef extern from "nvml_plan.h" nogil:
     int GPUTEL_NOTE_LOST
     int GPUTEL_NOTE_FATAL
     ctypedef struct gputel_target:
+        uint64_t raw_max
+        uint64_t bit
         int column
         int word
         bint is_float
@@ -115,6 +118,7 @@ cdef extern from "nvml_plan.h" nogil:
     ctypedef struct gputel_core:
         gputel_functions functions
         gputel_ticks_base base
+        uint64_t cheap_ticks
         int plans
         int devices
         gputel_plan *plan
@@ -138,7 +142,9 @@ cdef extern from "nvml_read.h" nogil:
         int slot
         int64_t time_ns
         int64_t monotonic_ns
-        uint64_t start
+    int64_t GPUTEL_CHEAP_NS
+    void gputel_timing_begin(gputel_reader *reader)
+    uint64_t gputel_timing_end(gputel_reader *reader)
     int gputel_read(gputel_reader *reader)
     void gputel_gpm_release(gputel_core *core, gputel_reading *reading)
     void gputel_note_down(
@@ -165,7 +171,8 @@ cdef extern from "nvml_turn.h" nogil:
     void gputel_unlock(gputel_turns *turns)
     bint gputel_has_turn(gputel_turns *turns, uint64_t turn)
     bint gputel_claim(
-        gputel_turns *turns, gputel_core *core, uint64_t turn, int slot, int plan, int64_t time_ns
+        gputel_turns *turns, gputel_core *core, uint64_t turn, int slot, int plan,
+        int64_t time_ns, uint64_t now_ticks
     )
     bint gputel_finish(gputel_turns *turns, gputel_core *core, uint64_t turn, int slot)
     void gputel_detach_locked(gputel_device *device)

@@ -57,6 +57,7 @@ cdef class Sweeper:
         self.core.plans = len(self.plans)
         self.core.devices = devices
         gputel_ticks_init(&self.core.base)
+        self.core.cheap_ticks = self._ticks(GPUTEL_CHEAP_NS)
         self.turns = <gputel_turns *>_zeroed(1, sizeof(gputel_turns))
         self.turns.current = GPUTEL_NOBODY
         self.core.rejected = <uint64_t *>_zeroed(
@@ -160,7 +161,8 @@ cdef class Sweeper:
     def claim(self, uint64_t turn, int slot):
         """Begin calls of one's own for this GPU; False: another thread has it, or the turn."""
         self._device(slot)
-        return gputel_claim(self.turns, &self.core, turn, slot, NO_PLAN, 0)
+        cdef uint64_t now_ticks = gputel_ticks(&self.core.base)
+        return gputel_claim(self.turns, &self.core, turn, slot, NO_PLAN, 0, now_ticks)
 
     def finish(self, uint64_t turn, int slot):
         """End what `claim` began; False when the turn was taken away meanwhile."""
@@ -242,21 +244,26 @@ cdef class Sweeper:
         Ring ring
     ) noexcept nogil:
         # GPUs that were slow the last time come last: they delay no other.
+        cdef uint64_t now_ticks = gputel_ticks(&self.core.base)
         cdef int slot, is_slow
         for is_slow in range(2):
             for slot in range(self.core.devices):
                 if (
                     self.core.device[slot].attached
                     and self.core.device[slot].is_slow == is_slow
-                    and gputel_claim(self.turns, &self.core, turn, slot, plan, time_ns)
-                    and not self._ask(turn, slot, plan, time_ns, monotonic_ns, late, ring)
+                    and gputel_claim(
+                        self.turns, &self.core, turn, slot, plan, time_ns, now_ticks
+                    )
+                    and not self._ask(
+                        turn, slot, plan, time_ns, monotonic_ns, late, ring, &now_ticks
+                    )
                 ):
                     return False
         return gputel_has_turn(self.turns, turn)
 
     cdef bint _ask(
         self, uint64_t turn, int slot, int plan, int64_t time_ns, int64_t monotonic_ns,
-        uint32_t late, Ring ring
+        uint32_t late, Ring ring, uint64_t *now_ticks
     ) noexcept nogil:
         cdef gputel_reader reader
         cdef gputel_device *device = &self.core.device[slot]
@@ -272,8 +279,9 @@ cdef class Sweeper:
         reader.slot = slot
         reader.time_ns = time_ns
         reader.monotonic_ns = monotonic_ns
-        reader.start = device.since_ticks
+        gputel_timing_begin(&reader)
         outcome = gputel_drain(&reader) if drains else gputel_read(&reader)
+        now_ticks[0] = gputel_timing_end(&reader)
         gputel_lock(self.turns)
         if device.generation == generation:
             if outcome == GPUTEL_LOST or outcome == GPUTEL_FATAL:
@@ -390,6 +398,8 @@ cdef int _fill_target(gputel_target *to, target, int columns) except -1:
         raise ValueError(f"{target} is outside the row or the answer")
     if not target.is_float and target.divide != 1:
         raise ValueError(f"{target} divides an integer")
+    if target.low > 0 or target.high < 0:
+        raise ValueError(f"{target} can't be 0")
     to.column = target.column
     to.word = target.word
     to.is_float = target.is_float
@@ -400,6 +410,8 @@ cdef int _fill_target(gputel_target *to, target, int columns) except -1:
     to.high = target.high
     to.low_i = <int64_t>max(-(2**63), int(target.low))
     to.high_i = <int64_t>min(2**63 - 1, int(target.high))
+    to.bit = <uint64_t>1 << target.column
+    to.raw_max = to.high_i // target.multiply
     return 0
 
 

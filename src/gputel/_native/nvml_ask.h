@@ -73,51 +73,46 @@ typedef nvmlReturn_t (*gputel_u32_u32_fn)(nvmlDevice_t, unsigned int *, unsigned
 typedef nvmlReturn_t (*gputel_u32_x4_fn)(
     nvmlDevice_t, unsigned int *, unsigned int *, unsigned int *, unsigned int *);
 
-static inline void gputel_widen(const unsigned int *narrow, uint64_t *words)
-{
-    for (int i = 0; i < GPUTEL_WORDS; i++)
-        words[i] = narrow[i];
-}
-
 /* Ask `device`; `words` holds the answer when the result is NVML_SUCCESS. The function of
  * every call stands in a table as an address without a type, of which `shape` is the type. */
 static inline nvmlReturn_t gputel_ask(
     int shape, void *function, const unsigned int *argument, nvmlDevice_t device, uint64_t *words)
 {
+    /* Room for the largest struct of a shape; each answer is 0 where the driver wrote none. */
     unsigned int narrow[GPUTEL_WORDS] = {0};
-    unsigned long long wide[GPUTEL_WORDS] = {0};
+    unsigned long long *wide = (unsigned long long *)words;
     nvmlReturn_t result;
 
     switch (shape) {
     case GPUTEL_U32:
         result = ((gputel_u32_fn)function)(device, narrow);
-        gputel_widen(narrow, words);
+        words[0] = narrow[0];
+        words[1] = narrow[1];
         return result;
     case GPUTEL_INT_U32:
         result = ((gputel_int_u32_fn)function)(device, argument[0], narrow);
-        gputel_widen(narrow, words);
+        words[0] = narrow[0];
         return result;
     case GPUTEL_U32_U32:
         result = ((gputel_u32_u32_fn)function)(device, &narrow[0], &narrow[1]);
-        gputel_widen(narrow, words);
+        words[0] = narrow[0];
+        words[1] = narrow[1];
         return result;
     case GPUTEL_U32_X4:
         result = ((gputel_u32_x4_fn)function)(
             device, &narrow[0], &narrow[1], &narrow[2], &narrow[3]);
-        gputel_widen(narrow, words);
+        for (int i = 0; i < GPUTEL_WORDS; i++)
+            words[i] = narrow[i];
         return result;
     case GPUTEL_U64:
-        result = ((gputel_u64_fn)function)(device, wide);
-        memcpy(words, wide, sizeof wide);
-        return result;
+        memset(words, 0, GPUTEL_WORDS * sizeof *words);
+        return ((gputel_u64_fn)function)(device, wide);
     case GPUTEL_INT_U64:
-        result = ((gputel_int_u64_fn)function)(device, argument[0], wide);
-        memcpy(words, wide, sizeof wide);
-        return result;
+        memset(words, 0, GPUTEL_WORDS * sizeof *words);
+        return ((gputel_int_u64_fn)function)(device, argument[0], wide);
     case GPUTEL_INT_INT_U64:
-        result = ((gputel_int_int_u64_fn)function)(device, argument[0], argument[1], wide);
-        memcpy(words, wide, sizeof wide);
-        return result;
+        words[0] = 0;
+        return ((gputel_int_int_u64_fn)function)(device, argument[0], argument[1], wide);
     case GPUTEL_MEMORY_V2: {
         nvmlMemory_v2_t memory = {.version = NVML_STRUCT_VERSION(Memory, 2)};
         result = ((nvmlDeviceGetMemoryInfo_v2_fn)function)(device, &memory);

@@ -122,7 +122,7 @@ static int gputel_drain_row(gputel_reader *r)
     }
     if (time_us == UINT64_MAX)
         return 0;
-    memset(reading->row, 0, (GPUTEL_ROW_CELLS + r->plan->columns) * sizeof(uint64_t));
+    reading->row[GPUTEL_ROW_VALID] = 0;
     reading->row[0] = time_us * 1000;
     for (int i = 0; i < r->plan->samples; i++) {
         gputel_stream *stream = &reading->stream[i];

@@ -19,12 +19,16 @@
 #include "nvml_ask.h"
 #include "nvml_ticks.h"
 
+#define GPUTEL_COLD __attribute__((noinline, cold))
 #define GPUTEL_COLUMNS_MAX 64
 #define GPUTEL_ROW_WORDS (4 + GPUTEL_COLUMNS_MAX)
 #define GPUTEL_NOTES_MAX 192 /* of one device and sweep: a reset and a refusal a column, one loss */
 #define GPUTEL_SAMPLES_MAX 1024 /* gputel.plan.DRAIN_SAMPLES_MAX */
 
+/* What the driver gives is used as it is up to `raw_max`: an integer whose lowest value is 0. */
 typedef struct {
+    uint64_t raw_max;
+    uint64_t bit;
     int column;
     int word;
     int is_float;
@@ -111,6 +115,8 @@ typedef struct {
     int *active;          /* the fields still asked */
     int active_count;
     int active_stale;
+    int is_cheap;      /* the last sweep was: its calls need not all be timed */
+    unsigned untimed;  /* cheap sweeps so far */
     nvmlFieldValue_t *values;
     int64_t counter[GPUTEL_COLUMNS_MAX];
     uint8_t counter_known[GPUTEL_COLUMNS_MAX];
@@ -130,13 +136,15 @@ typedef struct {
 typedef struct {
     nvmlDevice_t handle;
     _Atomic uint64_t since_ticks; /* of the call in progress; 0 between calls */
+    uint64_t claimed_ticks;
     _Atomic int64_t xid_last;     /* -1: XIDs of this GPU can't be seen */
     _Atomic int busy;             /* claimed by a thread */
     _Atomic int attached;
     uint32_t generation;       /* how often it was attached and detached */
     int is_slow;               /* the work was once taken away in one of its calls: asked last */
     nvmlReturn_t code;         /* of the loss */
-    int asked, hopeless;       /* of this sweep */
+    int hopeless; /* answers of this sweep that say nothing, */
+    int others;   /* and those that do */
     int notes;
     gputel_note note[GPUTEL_NOTES_MAX];
     gputel_reading *reading;
@@ -155,6 +163,7 @@ typedef struct {
 typedef struct {
     gputel_functions functions;
     gputel_ticks_base base;
+    uint64_t cheap_ticks;
     int plans;
     int devices;
     gputel_plan *plan;

@@ -3,6 +3,10 @@
  * Every call is timed and its start is published (`since_ticks`), so that another thread can
  * see that it does not return. The end of a call is the start of the next one: what we do
  * between them, tens of nanoseconds, is accounted to the driver.
+ *
+ * PERF(timing): reading the clock costs as much as a cheap call. So where a GPU's whole sweep
+ * took less than GPUTEL_CHEAP_NS the last time, its calls are timed in one sweep of
+ * GPUTEL_TIMED_EVERY only, and count that many times; no driver of real GPUs is that cheap.
  */
 #ifndef GPUTEL_NVML_READ_H
 #define GPUTEL_NVML_READ_H
@@ -11,6 +15,8 @@
 
 #include "nvml_plan.h"
 
+#define GPUTEL_CHEAP_NS 10000
+#define GPUTEL_TIMED_EVERY 16
 #define GPUTEL_ALL_LINKS 0xFFFFFFFFu
 #define GPUTEL_GPM_INTERVAL_MIN_NS 100000000
 #define GPUTEL_I64_LIMIT 9223372036854775808.0 /* 2**63 */
@@ -29,10 +35,11 @@ typedef struct {
     int slot;
     int64_t time_ns;
     int64_t monotonic_ns;
-    uint64_t start; /* ticks, of the call in progress */
+    uint64_t start;  /* ticks, of the call in progress */
+    uint64_t weight; /* 0: calls are not timed this time */
 } gputel_reader;
 
-static inline void gputel_note_down(
+static GPUTEL_COLD void gputel_note_down(
     gputel_reader *r, int kind, int column, int64_t before, double value)
 {
     gputel_note *note = &r->device->note[r->device->notes];
@@ -50,7 +57,7 @@ static inline void gputel_note_down(
 
 /* ---- Cells ------------------------------------------------------------------------------- */
 
-static inline void gputel_reject(gputel_reader *r, const gputel_target *target, double value)
+static GPUTEL_COLD void gputel_reject(gputel_reader *r, const gputel_target *target, double value)
 {
     /* Two threads may count at once, for different devices. */
     __atomic_fetch_add(
@@ -75,7 +82,7 @@ static inline void gputel_put_i(gputel_reader *r, const gputel_target *target, i
         reading->counter_known[column] = 1;
     }
     reading->row[GPUTEL_ROW_CELLS + column] = (uint64_t)value;
-    reading->row[GPUTEL_ROW_VALID] |= (uint64_t)1 << column;
+    reading->row[GPUTEL_ROW_VALID] |= target->bit;
 }
 
 static inline void gputel_put_double(gputel_reader *r, const gputel_target *target, double raw)
@@ -90,7 +97,7 @@ static inline void gputel_put_double(gputel_reader *r, const gputel_target *targ
         gputel_reject(r, target, value);
     } else if (target->is_float) {
         memcpy(&r->reading->row[GPUTEL_ROW_CELLS + target->column], &value, sizeof value);
-        r->reading->row[GPUTEL_ROW_VALID] |= (uint64_t)1 << target->column;
+        r->reading->row[GPUTEL_ROW_VALID] |= target->bit;
     } else if (value < GPUTEL_I64_LIMIT) {
         gputel_put_i(r, target, (int64_t)value);
     } else {
@@ -111,7 +118,8 @@ static inline void gputel_put_signed(gputel_reader *r, const gputel_target *targ
         gputel_put_i(r, target, value);
 }
 
-static inline void gputel_put_word(gputel_reader *r, const gputel_target *target, uint64_t raw)
+static GPUTEL_COLD void gputel_put_word_slowly(
+    gputel_reader *r, const gputel_target *target, uint64_t raw)
 {
     if (raw <= INT64_MAX)
         gputel_put_signed(r, target, (int64_t)raw);
@@ -121,22 +129,43 @@ static inline void gputel_put_word(gputel_reader *r, const gputel_target *target
         gputel_reject(r, target, (double)raw * target->multiply);
 }
 
+static inline void gputel_put_word(gputel_reader *r, const gputel_target *target, uint64_t raw)
+{
+    gputel_reading *reading = r->reading;
+    uint64_t value = raw * target->multiply;
+
+    if (target->is_float) {
+        gputel_put_double(r, target, (double)raw);
+    } else if (raw > target->raw_max) {
+        gputel_put_word_slowly(r, target, raw);
+    } else if (target->is_counter && (int64_t)value < reading->counter[target->column]) {
+        gputel_put_i(r, target, (int64_t)value);
+    } else {
+        /* PERF(cells): nine of ten values come here. A counter that was never read is 0. */
+        if (target->is_counter) {
+            reading->counter[target->column] = (int64_t)value;
+            reading->counter_known[target->column] = 1;
+        }
+        reading->row[GPUTEL_ROW_CELLS + target->column] = value;
+        reading->row[GPUTEL_ROW_VALID] |= target->bit;
+    }
+}
+
 /* A value by the member of the union that holds it; -1 when no such member exists. */
 static inline int gputel_put_value(
     gputel_reader *r, const gputel_target *target, int member, const nvmlValue_t *value)
 {
+    if (member == NVML_VALUE_TYPE_UNSIGNED_LONG_LONG || member == NVML_VALUE_TYPE_UNSIGNED_INT) {
+        gputel_put_word(r, target,
+                        member == NVML_VALUE_TYPE_UNSIGNED_INT ? value->uiVal : value->ullVal);
+        return 0;
+    }
     switch (member) {
     case NVML_VALUE_TYPE_DOUBLE:
         gputel_put_double(r, target, value->dVal);
         return 0;
-    case NVML_VALUE_TYPE_UNSIGNED_INT:
-        gputel_put_word(r, target, value->uiVal);
-        return 0;
     case NVML_VALUE_TYPE_UNSIGNED_LONG:
         gputel_put_word(r, target, value->ulVal);
-        return 0;
-    case NVML_VALUE_TYPE_UNSIGNED_LONG_LONG:
-        gputel_put_word(r, target, value->ullVal);
         return 0;
     case NVML_VALUE_TYPE_SIGNED_LONG_LONG:
         gputel_put_signed(r, target, value->sllVal);
@@ -154,42 +183,71 @@ static inline int gputel_put_value(
 
 /* ---- Calls ------------------------------------------------------------------------------- */
 
+/* The GPU is claimed: decide whether its calls are timed. */
+static inline void gputel_timing_begin(gputel_reader *r)
+{
+    r->start = r->device->since_ticks;
+    if (!r->reading->is_cheap)
+        r->weight = 1;
+    else
+        r->weight = ++r->reading->untimed % GPUTEL_TIMED_EVERY ? 0 : GPUTEL_TIMED_EVERY;
+}
+
+/* Before `finish`: was it cheap? The time is also the start of the next GPU's. */
+static inline uint64_t gputel_timing_end(gputel_reader *r)
+{
+    uint64_t now = gputel_ticks(&r->core->base);
+
+    r->reading->is_cheap = now - r->device->claimed_ticks < r->core->cheap_ticks;
+    return now;
+}
+
 /* A call has returned: account it, and begin the next. */
 static inline void gputel_account(gputel_reader *r, int ask, int outcome)
 {
     gputel_cost *cost = &r->reading->cost[ask];
-    uint64_t now = gputel_ticks(&r->core->base);
-    uint64_t ticks = now - r->start;
 
-    r->start = now;
-    atomic_store_explicit(&r->device->since_ticks, now, memory_order_relaxed);
     gputel_add(&cost->calls, 1);
-    gputel_add(&cost->ticks, ticks);
-    if (ticks > gputel_get(&cost->ticks_max))
-        atomic_store_explicit(&cost->ticks_max, ticks, memory_order_relaxed);
     if (outcome != GPUTEL_OK)
         gputel_add(&cost->errors[outcome], 1);
+    if (r->weight) {
+        uint64_t now = gputel_ticks(&r->core->base);
+        uint64_t ticks = now - r->start;
+
+        r->start = now;
+        atomic_store_explicit(&r->device->since_ticks, now, memory_order_relaxed);
+        gputel_add(&cost->ticks, ticks * r->weight);
+        if (ticks > gputel_get(&cost->ticks_max))
+            atomic_store_explicit(&cost->ticks_max, ticks, memory_order_relaxed);
+    }
 }
 
 /* What an answer means for its origin. A handle that answered and is now an invalid argument
  * says nothing of what is supported: like UNKNOWN, it is a sign that the GPU may be gone. */
-static inline int gputel_judge(gputel_reader *r, int origin, nvmlReturn_t code)
+static GPUTEL_COLD int gputel_judge_failure(gputel_reader *r, int origin, nvmlReturn_t code)
 {
     int outcome = gputel_classify(code);
 
-    r->device->asked++;
-    if (outcome == GPUTEL_OK) {
-        r->reading->answered[origin] = 1;
-        return outcome;
-    }
     if (code == NVML_ERROR_INVALID_ARGUMENT && r->reading->answered[origin])
         outcome = GPUTEL_TRANSIENT;
     if (outcome == GPUTEL_UNSUPPORTED)
         r->reading->unsupported[origin] = 1;
-    else if (code == NVML_ERROR_UNKNOWN || code == NVML_ERROR_INVALID_ARGUMENT)
+    if (outcome == GPUTEL_TRANSIENT &&
+        (code == NVML_ERROR_UNKNOWN || code == NVML_ERROR_INVALID_ARGUMENT))
         r->device->hopeless++;
+    else
+        r->device->others++;
     r->device->code = code;
     return outcome;
+}
+
+static inline int gputel_judge(gputel_reader *r, int origin, nvmlReturn_t code)
+{
+    if (code != NVML_SUCCESS)
+        return gputel_judge_failure(r, origin, code);
+    r->reading->answered[origin] = 1;
+    r->device->others++;
+    return GPUTEL_OK;
 }
 
 static inline int gputel_is_end(int outcome)
@@ -223,14 +281,19 @@ static int gputel_read_calls(gputel_reader *r)
 
 /* ---- Fields ------------------------------------------------------------------------------ */
 
-static void gputel_fields_choose(gputel_reader *r)
+static GPUTEL_COLD void gputel_fields_choose(gputel_reader *r)
 {
     gputel_reading *reading = r->reading;
 
     reading->active_count = 0;
     for (int i = 0; i < r->plan->fields; i++)
-        if (!reading->unsupported[r->plan->calls + i])
+        if (!reading->unsupported[r->plan->calls + i]) {
+            nvmlFieldValue_t *value = &reading->values[reading->active_count];
+
+            value->fieldId = r->plan->field[i].field;
+            value->scopeId = reading->scope[i];
             reading->active[reading->active_count++] = i;
+        }
     reading->active_stale = 0;
 }
 
@@ -250,7 +313,7 @@ static void gputel_put_rate(gputel_reader *r, int parts_missing, uint64_t total)
                           (double)(total - before) * 1e9 / (double)elapsed_ns / 1000.0);
 }
 
-static int gputel_field_refused(gputel_reader *r, int i, int outcome)
+static GPUTEL_COLD int gputel_field_refused(gputel_reader *r, int i, int outcome)
 {
     gputel_reading *reading = r->reading;
 
@@ -261,13 +324,12 @@ static int gputel_field_refused(gputel_reader *r, int i, int outcome)
         /* Before NVLink 5 the aggregate is scope 0: ask once more, in the next sweep. */
         reading->scope[i] = 0;
         reading->unsupported[r->plan->calls + i] = 0;
-    } else {
-        reading->active_stale = 1;
     }
+    reading->active_stale = 1;
     return outcome;
 }
 
-static int gputel_fields_refused(gputel_reader *r, int outcome)
+static GPUTEL_COLD int gputel_fields_refused(gputel_reader *r, int outcome)
 {
     if (outcome == GPUTEL_UNSUPPORTED) {
         memset(r->reading->unsupported + r->plan->calls, 1, r->plan->fields);
@@ -288,11 +350,9 @@ static int gputel_read_fields(gputel_reader *r)
     if (!reading->active_count)
         return GPUTEL_OK;
     for (int k = 0; k < reading->active_count; k++) {
-        nvmlFieldValue_t *value = &reading->values[k];
-        value->fieldId = plan->field[reading->active[k]].field;
-        value->scopeId = reading->scope[reading->active[k]];
-        value->nvmlReturn = NVML_ERROR_UNKNOWN; /* what the driver leaves alone is no answer */
-        value->value.ullVal = 0;
+        /* What the driver leaves alone is no answer. */
+        reading->values[k].nvmlReturn = NVML_ERROR_UNKNOWN;
+        reading->values[k].value.ullVal = 0;
     }
     outcome = gputel_judge(
         r, plan->calls + plan->fields,
@@ -301,7 +361,7 @@ static int gputel_read_fields(gputel_reader *r)
     gputel_account(r, plan->ask_fields, outcome);
     if (outcome != GPUTEL_OK)
         return gputel_fields_refused(r, outcome);
-    r->device->asked--; /* each field counts, not the call */
+    r->device->others--; /* each field counts, not the call */
     for (int k = 0; k < reading->active_count; k++) {
         int i = reading->active[k];
         const gputel_field *field = &plan->field[i];
@@ -356,8 +416,10 @@ static int gputel_gpm_refused(gputel_reader *r, nvmlReturn_t code)
         r->reading->gpm_state = -1;
     else if (gputel_is_end(outcome))
         r->device->code = code;
-    r->device->asked++;
-    r->device->hopeless += code == NVML_ERROR_UNKNOWN;
+    if (code == NVML_ERROR_UNKNOWN)
+        r->device->hopeless++;
+    else
+        r->device->others++;
     return outcome;
 }
 
@@ -384,7 +446,7 @@ static int gputel_read_gpm(gputel_reader *r)
     gputel_account(r, plan->ask_gpm, gputel_classify(code));
     if (code != NVML_SUCCESS)
         return gputel_gpm_refused(r, code);
-    r->device->asked++;
+    r->device->others++;
     reading->gpm_sample[0] = reading->gpm_sample[1]; /* the older one of the next sweep */
     reading->gpm_sample[1] = older;
     reading->gpm_ns = r->monotonic_ns;
@@ -430,8 +492,8 @@ static int gputel_read(gputel_reader *r)
     int64_t xid;
     int outcome;
 
-    memset(r->reading->row, 0, (GPUTEL_ROW_CELLS + r->plan->columns) * sizeof(uint64_t));
-    device->asked = device->hopeless = 0;
+    r->reading->row[GPUTEL_ROW_VALID] = 0; /* what is in an invalid cell means nothing */
+    device->others = device->hopeless = 0;
     outcome = gputel_read_fields(r);
     if (!gputel_is_end(outcome))
         outcome = gputel_read_calls(r);
@@ -439,7 +501,7 @@ static int gputel_read(gputel_reader *r)
         outcome = gputel_read_gpm(r);
     if (gputel_is_end(outcome))
         return outcome;
-    if (device->asked && device->hopeless == device->asked)
+    if (device->hopeless && !device->others)
         return GPUTEL_LOST;
     xid = atomic_load_explicit(&device->xid_last, memory_order_relaxed);
     if (r->plan->has_xid && xid >= 0)

@@ -51,24 +51,37 @@ static inline int gputel_has_turn(gputel_turns *turns, uint64_t turn)
     return atomic_load_explicit(&turns->turn, memory_order_acquire) == turn;
 }
 
+/* PERF(flags): changed under the lock only, so that a locked instruction would buy nothing. */
+static inline int gputel_flag(_Atomic int *flag)
+{
+    return atomic_load_explicit(flag, memory_order_relaxed);
+}
+
+static inline void gputel_set_flag(_Atomic int *flag, int value)
+{
+    atomic_store_explicit(flag, value, memory_order_relaxed);
+}
+
 /* Is the GPU free, attached, and not yet asked for this tick? Then it is the caller's. The
  * call's clock starts: whatever the thread does until `finish` is under watch. */
 static inline int gputel_claim(
-    gputel_turns *turns, gputel_core *core, uint64_t turn, int slot, int plan, int64_t time_ns)
+    gputel_turns *turns, gputel_core *core, uint64_t turn, int slot, int plan, int64_t time_ns,
+    uint64_t now_ticks)
 {
     gputel_device *device = &core->device[slot];
     int mine;
 
     gputel_lock(turns);
-    mine = gputel_has_turn(turns, turn) && !device->busy &&
-           (plan < 0 || (device->attached && device->reading[plan].attempted_ns != time_ns));
+    mine = gputel_has_turn(turns, turn) && !gputel_flag(&device->busy) &&
+           (plan < 0 || (gputel_flag(&device->attached) &&
+                         device->reading[plan].attempted_ns != time_ns));
     if (mine) {
-        device->busy = 1;
+        gputel_set_flag(&device->busy, 1);
         device->notes = 0;
         if (plan >= 0)
             device->reading[plan].attempted_ns = time_ns;
-        atomic_store_explicit(&device->since_ticks, gputel_ticks(&core->base),
-                              memory_order_relaxed);
+        device->claimed_ticks = now_ticks;
+        atomic_store_explicit(&device->since_ticks, now_ticks, memory_order_relaxed);
         atomic_store_explicit(&turns->current, slot, memory_order_relaxed);
     }
     gputel_unlock(turns);
@@ -82,7 +95,7 @@ static inline int gputel_finish(gputel_turns *turns, gputel_core *core, uint64_t
     int mine = gputel_has_turn(turns, turn);
 
     atomic_store_explicit(&device->since_ticks, 0, memory_order_relaxed);
-    device->busy = 0;
+    gputel_set_flag(&device->busy, 0);
     if (mine) {
         device->is_slow = 0;
         atomic_store_explicit(&turns->current, GPUTEL_NOBODY, memory_order_relaxed);
@@ -92,7 +105,7 @@ static inline int gputel_finish(gputel_turns *turns, gputel_core *core, uint64_t
 
 static inline void gputel_detach_locked(gputel_device *device)
 {
-    device->attached = 0;
+    gputel_set_flag(&device->attached, 0);
     device->generation++;
 }
 

@@ -42,8 +42,11 @@ class Draft:
 class Batcher:
     """Holds the columns between the rings and the frames; used on one thread."""
 
-    def __init__(self, rings: Rings, gpus: Sequence[Gpu], capacity_samples: int) -> None:
+    def __init__(
+        self, rings: Rings, gpus: Sequence[Gpu], capacity_samples: int, *, encodes: bool = True
+    ) -> None:
         self._rings = rings
+        self._encodes = encodes  # False where nothing is published: chunks are empty
         self._columns: Mapping[MetricSet, Columns] = {
             metric_set: Columns(metric_set.storages, len(gpus), capacity_samples)
             for metric_set in rings
@@ -78,7 +81,8 @@ class Batcher:
     def _seal(self, metric_set: MetricSet, columns: Columns) -> None:
         for part in columns.seal():
             batch = Batch(metric_set, part.time_ns, part.sequence, part.columns, part.valid)
-            self._sealed.append(Sealed(part.gpu, batch, wire.encode_batch(batch)))
+            chunk = wire.encode_batch(batch) if self._encodes else b""
+            self._sealed.append(Sealed(part.gpu, batch, chunk))
 
 
 class Framer:

@@ -116,7 +116,9 @@ class Collector:
                 self._topic, producer, epoch, pending_bytes=self._settings.pending_bytes
             )
             self.outbox = Outbox(publisher, producer, epoch, live=self._live)
-        self._batcher = Batcher(self.rings, self.gpus, self._capacity())
+        self._batcher = Batcher(
+            self.rings, self.gpus, self._capacity(), encodes=self._broker is not None
+        )
         self._framer = Framer(self.gpus)
         self._sampler = Sampler(
             self.source,
