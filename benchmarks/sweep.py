@@ -30,7 +30,6 @@ import numpy.typing as npt
 
 from benchmarks.report import add_arguments, emit
 from gputel.catalog import BY_NAME, SET_BY_CADENCE, Cadence, MetricSet
-from gputel.clock import NS_PER_S
 from gputel.kernels import Columns, Ring, nvml_sweeper
 from gputel.limits import KIB
 from gputel.plan import FUNCTIONS
@@ -170,9 +169,10 @@ def through_python(nvml: Any, handles: list[Any]) -> Contestant:
     kept: list[list[float]] = []
 
     def one(handle: Any) -> list[float]:
-        row: list[float] = []
-        for value in nvml.nvmlDeviceGetFieldValues(handle, ids):
-            row.append(value.value.uiVal if value.valueType == 1 else value.value.ullVal)
+        row: list[float] = [
+            value.value.uiVal if value.valueType == 1 else value.value.ullVal
+            for value in nvml.nvmlDeviceGetFieldValues(handle, ids)
+        ]
         use = nvml.nvmlDeviceGetUtilizationRates(handle)
         row += [use.gpu, use.memory, nvml.nvmlDeviceGetPowerUsage(handle)]
         row.append(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
