@@ -16,9 +16,8 @@ import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from gputel.broker import BrokerClient
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
 from gputel.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK, Clock
 from gputel.collector.batcher import Batcher, Framer
@@ -35,11 +34,17 @@ from gputel.observe import Health, Telemetry
 from gputel.sources import Source
 from gputel.sources.source import Hardware
 
+if TYPE_CHECKING:  # without a broker, gRPC's 12 MB stay out
+    from gputel.broker import BrokerClient
+
 log = logging.getLogger(__name__)
 
 FLUSH_DEADLINE_S: Final = 5.0
 THREAD_DEADLINE_S: Final = 3.0
 FINITE_EPOCH: Final = 1
+#: Where nothing is published nothing is sealed for a frame: the exporter's values may be this
+#: old. Each round costs about a millisecond.
+STANDALONE_FLUSH_MS_MIN: Final = 500
 
 
 class Collector:
@@ -59,6 +64,9 @@ class Collector:
     ) -> None:
         self._settings = settings
         self.source = source
+        self._flush_ms = settings.flush_ms
+        if broker is None:
+            self._flush_ms = max(self._flush_ms, STANDALONE_FLUSH_MS_MIN)
         self._hardware = source if isinstance(source, Hardware) else None
         self._broker = broker
         self._topic = topic
@@ -174,7 +182,7 @@ class Collector:
         if self._replay:
             return 64
         fastest_hz = self._settings.fast_hz
-        return min(1024, max(16, math.ceil(4 * fastest_hz * self._settings.flush_ms / 1000)))
+        return min(1024, max(16, math.ceil(4 * fastest_hz * self._flush_ms / 1000)))
 
     # -- the thread's side -------------------------------------------------------------
 
@@ -193,7 +201,7 @@ class Collector:
     # -- the loop's side ---------------------------------------------------------------
 
     async def _run(self) -> None:
-        period_s = self._settings.flush_ms / 1000
+        period_s = self._flush_ms / 1000
         try:
             while True:
                 if self._replay:
@@ -248,7 +256,7 @@ class Collector:
         periods_ns = {} if self._replay else dict(self.source.cadences())
         if self._sampler is not None and not self._replay:
             periods_ns |= {c: ticks.period_ns for c, ticks in self._sampler.ticks.items()}
-        waits_ns = self._settings.flush_ms * NS_PER_MS
+        waits_ns = self._flush_ms * NS_PER_MS
         self.exporter.expect(
             {
                 metric_set: lifetime_ns(metric_set.cadence, periods_ns.get(metric_set.cadence))
