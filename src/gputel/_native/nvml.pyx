@@ -21,7 +21,7 @@ from libc.time cimport time_t
 
 from gputel._native.ring cimport Ring, RowHeader
 
-from gputel.plan import DRAIN_SAMPLES_MAX, STALLED_NS, Note, Outcome
+from gputel.plan import DRAIN_SAMPLES_MAX, STALLED_NS, Note, Outcome, Swept
 from gputel.rows import LATENESS_US_MAX
 
 assert GPUTEL_SAMPLES_MAX == DRAIN_SAMPLES_MAX
@@ -38,6 +38,10 @@ cdef extern from "time.h" nogil:
 cdef int64_t POLL_NS_MIN = 5_000_000
 cdef int64_t POLL_NS_MAX = 250_000_000
 cdef int NO_PLAN = -1
+cdef int64_t NO_LIMIT = -1
+cdef int DONE = Swept.DONE
+cdef int ABANDONED = Swept.ABANDONED
+cdef int PREEMPTED = Swept.PREEMPTED
 
 
 cdef class Sweeper:
@@ -227,39 +231,49 @@ cdef class Sweeper:
 
     def sweep(
         self, uint64_t turn, int plan, int64_t time_ns, int64_t monotonic_ns, lateness_us,
-        Ring ring not None
+        Ring ring not None, int64_t time_left_ns=NO_LIMIT
     ):
         """Write the rows of plan number `plan`, one an attached GPU that has not been asked
-        for `time_ns` yet (any number for samples). False when the turn was taken away."""
+        for `time_ns` yet (any number for samples); a gputel.plan.Swept. After `time_left_ns`
+        no further GPU is begun, but the first always is."""
         cdef uint32_t late = min(lateness_us, LATENESS_US_MAX)
-        cdef bint mine
+        cdef uint64_t until_ticks = ~<uint64_t>0
+        cdef int swept
         if not 0 <= plan < self.core.plans or ring.cells != self.core.plan[plan].columns:
             raise ValueError(f"plan {plan} does not write the rows of this ring")
+        if time_left_ns != NO_LIMIT:
+            until_ticks = gputel_ticks(&self.core.base) + self._ticks(max(time_left_ns, 0))
         with nogil:
-            mine = self._sweep(turn, plan, time_ns, monotonic_ns, late, ring)
-        return mine
+            swept = self._sweep(turn, plan, time_ns, monotonic_ns, late, ring, until_ticks)
+        return swept
 
-    cdef bint _sweep(
+    cdef int _sweep(
         self, uint64_t turn, int plan, int64_t time_ns, int64_t monotonic_ns, uint32_t late,
-        Ring ring
+        Ring ring, uint64_t until_ticks
     ) noexcept nogil:
         # GPUs that were slow the last time come last: they delay no other.
         cdef uint64_t now_ticks = gputel_ticks(&self.core.base)
+        cdef bint begun = False
         cdef int slot, is_slow
         for is_slow in range(2):
             for slot in range(self.core.devices):
                 if (
-                    self.core.device[slot].attached
-                    and self.core.device[slot].is_slow == is_slow
-                    and gputel_claim(
-                        self.turns, &self.core, turn, slot, plan, time_ns, now_ticks
-                    )
-                    and not self._ask(
-                        turn, slot, plan, time_ns, monotonic_ns, late, ring, &now_ticks
-                    )
+                    not self.core.device[slot].attached
+                    or self.core.device[slot].is_slow != is_slow
+                    or self.core.device[slot].reading[plan].attempted_ns == time_ns
                 ):
-                    return False
-        return gputel_has_turn(self.turns, turn)
+                    continue
+                if begun and now_ticks >= until_ticks:
+                    return PREEMPTED
+                if gputel_claim(
+                    self.turns, &self.core, turn, slot, plan, time_ns, now_ticks
+                ):
+                    begun = True
+                    if not self._ask(
+                        turn, slot, plan, time_ns, monotonic_ns, late, ring, &now_ticks
+                    ):
+                        return ABANDONED
+        return DONE if gputel_has_turn(self.turns, turn) else ABANDONED
 
     cdef bint _ask(
         self, uint64_t turn, int slot, int plan, int64_t time_ns, int64_t monotonic_ns,

@@ -22,14 +22,14 @@ from gputel.errors import SourceUnavailable
 from gputel.inventory import Event, EventKind, Gpu, ProcessSample
 from gputel.kernels import Sweeper
 from gputel.limits import GPUS_PER_NODE_MAX
-from gputel.plan import FUNCTIONS, STALLED_NS, Note, Outcome, Plan, classify
+from gputel.plan import FUNCTIONS, STALLED_NS, Note, Outcome, Plan, Swept, classify
 from gputel.sources import nvml_library
 from gputel.sources.journal import Journal
 from gputel.sources.nvml_events import XID, DriverEvent, EventWatch
 from gputel.sources.nvml_plan import make_plan
 from gputel.sources.nvml_processes import CallRefused, ProcessReader
 from gputel.sources.nvml_roster import BACK_OFF_MAX_S, NODE, Busy, Roster
-from gputel.sources.source import Abandoned, CallCost, Rings
+from gputel.sources.source import Abandoned, CallCost, Preempted, Rings
 
 #: After these the driver must not be called for that GPU: fallen off the bus, GSP timeout,
 #: GSP error (NVIDIA's XID catalogue).
@@ -75,6 +75,7 @@ class Nvml:
         self._opened = False
         self._problem: str | None = None
         self._discovered_ns = 0
+        self._give_way_at_ns: int | None = None
         self._resets_told: dict[tuple[int, int, int], int] = {}
         self._readers: dict[int, ProcessReader] = {}
         self._processes_ns: dict[int, int] = {}
@@ -159,20 +160,28 @@ class Nvml:
         if cadence is Cadence.SLOW:
             self._look_around(turn, time_ns)
         metric_set = SET_BY_CADENCE[cadence]
-        mine = self._sweeper.sweep(
+        swept = self._sweeper.sweep(
             turn,
             METRIC_SETS.index(metric_set),
             time_ns,
             self._clock.monotonic_ns(),
             lateness_us,
             rings[metric_set],
+            *self._time_left(),
         )
         self._heed_notes()
-        if mine and cadence is Cadence.SLOW and self._wants_processes:
-            self._read_processes(turn, time_ns)
-        if not mine:
+        if swept == Swept.ABANDONED:
             raise Abandoned
+        if swept == Swept.PREEMPTED:
+            raise Preempted
+        if cadence is Cadence.SLOW and self._wants_processes:
+            self._read_processes(turn, time_ns)
         return False
+
+    def _time_left(self) -> tuple[int, ...]:
+        if self._give_way_at_ns is None:
+            return ()
+        return (max(0, self._give_way_at_ns - self._clock.monotonic_ns()),)
 
     def _look_around(self, turn: int, time_ns: int) -> None:
         """Once a tick, even when it is taken over."""
@@ -190,6 +199,8 @@ class Nvml:
         for number, slot in enumerate(self._roster.slots):
             if not slot.active or self._processes_ns.get(number) == time_ns:
                 continue
+            if self._time_left() == (0,):
+                raise Preempted
             self._processes_ns[number] = time_ns
             reader = self._readers.setdefault(number, ProcessReader(self._nvml.nvmlLib))
             try:
@@ -249,6 +260,10 @@ class Nvml:
         return True
 
     # ---- gputel.sources.source.Hardware -------------------------------------------------------
+
+    def give_way_at(self, monotonic_ns: int | None) -> None:
+        """When the next sweep shall begin no further GPU."""
+        self._give_way_at_ns = monotonic_ns
 
     def watch(self, limit_ns: int) -> bool:
         """Wait until a call of the sweeping thread lasts for `limit_ns`; GPUs that are stuck
