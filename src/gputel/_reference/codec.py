@@ -50,50 +50,28 @@ import numpy.typing as npt
 from gputel import limits
 from gputel._reference import floats, links, series
 from gputel._reference.bits import U64, Cursor, signed, varint, zigzag
+from gputel.chunks import (
+    METRIC_ID_MAX,
+    SET_ID_MAX,
+    STORAGE_DTYPES,
+    Array,
+    Bits,
+    ChunkHeader,
+    DecodedChunk,
+    check_chunk_arguments,
+)
 from gputel.errors import ChunkCorrupt
-from gputel.rows import check_storages
 
 MAGIC = b"GC"
 VERSION = 2  # what is written
 PREAMBLE_BYTES = 3  # magic and version
 CRC_BYTES = 4
-METRIC_ID_MAX = 2**16 - 1
-SET_ID_MAX = 2**16 - 1
 
 _STORAGES = "fdqQ"
-_DTYPES = {
-    storage: np.dtype(f"<{code}")
-    for storage, code in zip(_STORAGES, ("f4", "f8", "i8", "u8"), strict=True)
-}
 _PARTIAL = 0x04
 _SERIES, _DECIMAL, _SAME, _RAW = (mode << 3 for mode in range(4))
 
-Array = npt.NDArray[np.generic]
 Integers = Sequence[int]
-Bits = npt.NDArray[np.uint8]
-
-
-class ChunkHeader(NamedTuple):
-    """What a chunk says of itself before its values."""
-
-    set_id: int
-    samples: int
-    t0_ns: int  # earliest
-    t1_ns: int  # latest
-    first_sequence: int  # of the first row
-    metric_ids: tuple[int, ...]
-
-
-class DecodedChunk(NamedTuple):
-    """A chunk's columns; arrays as in `gputel.batch.Batch`, only the columns it contains."""
-
-    set_id: int
-    metric_ids: tuple[int, ...]
-    storages: str
-    time_ns: npt.NDArray[np.int64]
-    sequence: npt.NDArray[np.int64]
-    columns: tuple[Array, ...]
-    valid: Bits
 
 
 def encode_chunk(
@@ -109,8 +87,8 @@ def encode_chunk(
 
     Columns without a value are left out. ValueError: arguments that contradict one another.
     """
+    check_chunk_arguments(set_id, metric_ids, storages, time_ns, sequence, columns, valid)
     n = len(time_ns)
-    _check_arguments(set_id, metric_ids, storages, n, sequence, columns, valid)
     masks = [_mask(bits, n) for bits in valid]
     present = [j for j, mask in enumerate(masks) if mask.any()]
     times: list[int] = time_ns.tolist()
@@ -135,33 +113,6 @@ def encode_chunk(
         parts.append(column.encoded)
     body = b"".join(parts)
     return body + struct.pack("<I", google_crc32c.value(body))
-
-
-def _check_arguments(
-    set_id: int,
-    metric_ids: Sequence[int],
-    storages: str,
-    n: int,
-    sequence: npt.NDArray[np.int64],
-    columns: Sequence[Array],
-    valid: Bits,
-) -> None:
-    check_storages(storages)
-    if not 1 <= n <= limits.CHUNK_SAMPLES_MAX:
-        raise ValueError(f"{n} samples; a chunk holds 1 to {limits.CHUNK_SAMPLES_MAX}")
-    if not 0 <= set_id <= SET_ID_MAX:
-        raise ValueError(f"set id {set_id} is outside 0 to {SET_ID_MAX}")
-    if not len(metric_ids) == len(columns) == len(storages):
-        raise ValueError(f"{len(metric_ids)} ids, {len(columns)} columns, storages {storages!r}")
-    if len(set(metric_ids)) != len(metric_ids):
-        raise ValueError("a metric id occurs twice")
-    if not all(0 < metric_id <= METRIC_ID_MAX for metric_id in metric_ids):
-        raise ValueError(f"a metric id is outside 1 to {METRIC_ID_MAX}")
-    if len(sequence) != n or valid.shape != (len(columns), (n + 7) // 8):
-        raise ValueError(f"{n} times, {len(sequence)} sequences, valid of shape {valid.shape}")
-    for j, (storage, column) in enumerate(zip(storages, columns, strict=True)):
-        if column.shape != (n,) or column.dtype != _DTYPES[storage]:
-            raise ValueError(f"column {j} is {column.dtype}{column.shape}, not {storage}[{n}]")
 
 
 def _mask(bits: Bits, n: int) -> npt.NDArray[np.bool_]:
@@ -190,7 +141,7 @@ class _Column(NamedTuple):
 
 def _encode_values(storage: str, dense: Array, earlier: Sequence[Integers | None]) -> _Column:
     """The smallest form of a column's m values; the simpler one when equal."""
-    raw = dense.astype(_DTYPES[storage], copy=False).tobytes()
+    raw = dense.astype(STORAGE_DTYPES[storage], copy=False).tobytes()
     if storage in "qQ":
         integers = list(struct.unpack(f"<{len(dense)}q", raw))
         return _Column(_SERIES, _encode_series(integers, earlier), integers)
@@ -345,7 +296,7 @@ def _decode_column(
         count = int(np.bitwise_count(bits).sum())
         if not 1 <= count < n or (n % 8 and int(bits[-1]) >> (n % 8)):
             raise ChunkCorrupt(f"column at byte {at}: {count} values of {n} samples")
-    column = np.zeros(n, _DTYPES[storage])
+    column = np.zeros(n, STORAGE_DTYPES[storage])
     column[_mask(bits, n)] = _decode_values(cursor, version, storage, mode, count, earlier)
     return storage, column
 
@@ -358,7 +309,7 @@ def _decode_values(
     count: int,
     earlier: list[Integers | None],
 ) -> Array:
-    dtype = _DTYPES[storage]
+    dtype = STORAGE_DTYPES[storage]
     if mode in (_SAME, _RAW):
         earlier.append(None)
         size = dtype.itemsize
