@@ -69,7 +69,7 @@ def test_a_series_gives_back_what_it_was_given(values: list[int]) -> None:
         # a byte and, at most, two bits a number for each block of 16
         ([10 + i % 2 for i in range(1025)], 1 + 1 + 64 * (1 + 1 + 2)),
         # a burst costs only the block that it is in
-        ([100] * 512 + [10**9] + [100] * 512, 1 + 2 + 1 + 63 * 1 + (1 + 2)),
+        ([100] * 512 + [10**9] + [100] * 512, 1 + 2 + 1 + 63 + 1 + 64),
     ],
 )
 def test_regular_series_are_small(values: list[int], size: int) -> None:

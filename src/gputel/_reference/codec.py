@@ -286,8 +286,10 @@ def _decode_column(
     storage = _STORAGES[tag & 0x03]
     mode = tag & 0x18
     floating = storage in "fd"
-    if tag & 0xE0 or (mode != _SERIES and not floating) or (
-        mode == _SERIES and floating and version == 1
+    if (
+        tag & 0xE0
+        or (mode != _SERIES and not floating)
+        or (mode == _SERIES and floating and version == 1)
     ):
         raise ChunkCorrupt(f"column at byte {at}: unknown tag {tag:#04x}")
     count = n
