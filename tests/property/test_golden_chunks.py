@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.codecs import NATIVE, REFERENCE, both_codecs, content
 
 from gputel.errors import ChunkCorrupt
+from support.codecs import NATIVE, REFERENCE, both_codecs, content
 
 DATA = Path(__file__).parent.parent / "data"
 STORAGES = "qqdQfddqQf"

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.codecs import T0, both_codecs, seal
 
 from gputel import catalog, limits, wire
 from gputel._reference.bits import varint, zigzag
 from gputel.errors import ChunkCorrupt
 from gputel.kernels import decode_chunk, encode_chunk, read_chunk_header
+from support.codecs import T0, both_codecs, seal
 
 
 def body(

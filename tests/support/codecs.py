@@ -55,9 +55,10 @@ def column_of(storage: str, n: int, random: np.random.Generator, shape: str) -> 
         numbers = 700 + scale * np.where(random.random(n) < 0.05, random.integers(0, 2**20, n), 0)
     else:
         numbers = np.cumsum(10**9 + scale * random.integers(0, 50, n))
+    scaled: npt.NDArray[Any] = numbers
     if storage in "fd":
-        return (numbers / random.choice([1, 8, 1000])).astype(dtype)
-    return numbers.astype(dtype)
+        scaled = numbers / random.choice([1, 8, 1000])
+    return scaled.astype(dtype)
 
 
 def times_of(kind: str, n: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
