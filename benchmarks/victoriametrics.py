@@ -37,7 +37,9 @@ class VictoriaMetrics:
             text: str = answer.read().decode()
             return text
 
-    def import_series(self, name: str, times_ns: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
+    def import_series(
+        self, name: str, times_ns: npt.NDArray[Any], values: npt.NDArray[Any]
+    ) -> None:
         """One series through the import API; its times are milliseconds there."""
         line = {
             "metric": {"__name__": name, "gpu": "0"},

@@ -1,4 +1,4 @@
-"""The examples in docs/reference/chunk-format.md are chunks, and the values it tells are in them."""
+"""The examples in docs/reference/chunk-format.md are chunks that hold what the page says."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from support.codecs import both_codecs
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "chunk-format.md"

@@ -12,6 +12,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "numbers are copied to and from bytes as they lie in memory: little-endian only"
+#endif
+
 #define GPUTEL_GROUP 16
 #define GPUTEL_WIDTH_MAX 64
 #define GPUTEL_VARINT_BYTES_MAX 10
