@@ -45,6 +45,7 @@ class Plan:
     sync_error_chance: float = 0
     short_write_chance: float = 0
     clock_jumps: bool = False
+    fsync: str = "always"
 
     def argument(self) -> str:
         """For the command line."""
@@ -182,6 +183,8 @@ async def main(plan: Plan) -> None:
             partitions=plan.partitions,
             segment_bytes=1 << 20,
             disk_reserve_bytes=0,
+            fsync=plan.fsync,  # type: ignore[arg-type]
+            fsync_interval_ms=60_000,
         ),
         Path(plan.data_dir),
         Telemetry("broker"),

@@ -211,16 +211,17 @@ async def caught_up(client: broker.BrokerClient, groups: set[str]) -> bool:
     )
 
 
-async def check(history: History, client: broker.BrokerClient) -> Iterator[str]:
+async def check(history: History, client: broker.BrokerClient) -> list[str]:
     """The laws, once everything is quiet: a sentence for each that does not hold."""
     log = await read_log(client, TOPIC)
     letters = await read_log(client, f"{TOPIC}.dlq")
-    return _broken(history, log, [m for messages in letters.values() for m in messages])
+    return list(broken(history, log, [m for messages in letters.values() for m in messages]))
 
 
-def _broken(
+def broken(
     history: History, log: dict[int, list[mq.Delivery]], letters: list[mq.Delivery]
 ) -> Iterator[str]:
+    """See `check`."""
     stored: list[Identity] = []
     for partition, messages in log.items():
         last: dict[str, tuple[int, int]] = {}
