@@ -49,8 +49,10 @@ class Proxy:
     async def stall(self, duration_s: float) -> None:
         """Let nothing through for a while; what was sent arrives afterwards."""
         self._open.clear()
-        await asyncio.sleep(duration_s)
-        self._open.set()
+        try:
+            await asyncio.sleep(duration_s)
+        finally:
+            self._open.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -64,7 +66,7 @@ class Proxy:
             back, onward = await asyncio.open_connection(host, int(port))
             self._writers |= {writer, onward}
             await asyncio.gather(self._pump(reader, onward), self._pump(back, writer))
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # the server's own callback can't take it
             pass
         finally:
             self._tasks.discard(task)
