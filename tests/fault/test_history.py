@@ -23,7 +23,7 @@ from support.proxy import Proxy
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
-ROUND_S = 15.0
+ROUND_S = 8.0
 QUIET_S = 60.0
 START_S = 30.0
 
