@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from gputel import __version__, errors
-from gputel.cli import broker
+from gputel.cli import broker, recordings
 from gputel.cli.arguments import (
     EXIT_CODES,
     FORCED,
@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_http(service)
         if name == "broker":
             broker.add(service)
+    recordings.add(commands)
     _add_doctor(commands)
     migrate = commands.add_parser("migrate", help="bring the database's schema up to date")
     add_common(migrate)

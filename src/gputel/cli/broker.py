@@ -48,7 +48,10 @@ def add(service: argparse.ArgumentParser) -> None:
     seek.add_argument("topic", metavar="TOPIC")
     seek.add_argument("group", metavar="GROUP")
     seek.add_argument(
-        "--to", required=True, metavar="WHERE", help="earliest, latest, an offset, a time, or -15m"
+        "--to",
+        required=True,
+        metavar="WHERE",
+        help="earliest, latest, an offset, a time, or 15m for ago",
     )
     seek.add_argument(
         "--partition", type=_natural, action="append", default=[], metavar="N", help="only this one"

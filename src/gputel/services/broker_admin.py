@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from gputel import broker
@@ -16,14 +14,13 @@ from gputel.broker import BrokerClient, StartAt
 from gputel.broker import letters as dead
 from gputel.broker.engine.verify import verify
 from gputel.clock import rfc3339
-from gputel.config import Config, default_data_dir
-from gputel.errors import InputError, NotFound
-from gputel.services.state import is_running, read_state
+from gputel.config import Config
+from gputel.errors import NotFound
+from gputel.services.state import data_dir_of, running_broker
+from gputel.services.when import parse_time
 
 Row = dict[str, Any]
 
-_AGO: Final = re.compile(r"-(\d{1,9})([smhd])")
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 PAYLOAD_SHOWN_BYTES: Final = 32
 
 
@@ -105,49 +102,26 @@ async def replay_dead_letters(
 
 def verify_log(config: Config) -> Iterator[Row]:
     """A row a partition of the log on disk, as it is read. InputError: there is none."""
-    for verdict in verify(_data_dir(config) / "broker"):
+    for verdict in verify(data_dir_of(config) / "broker"):
         yield {**asdict(verdict), "sound": verdict.sound}
 
 
 def parse_target(text: str, now: datetime) -> int | datetime | StartAt:
-    """`earliest`, `latest`, an offset, a time (RFC 3339) or `-15m`. InputError."""
+    """`earliest`, `latest`, an offset, a time (RFC 3339) or `15m` for ago. InputError."""
     if text in ("earliest", "latest"):
         return StartAt[text.upper()]
     if text.isascii() and text.isdigit() and int(text) < 2**64:
         return int(text)
-    if ago := _AGO.fullmatch(text):
-        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        time = None
-    if time is None or time.tzinfo is None:
-        raise InputError(
-            f"--to {text!r}: allowed are earliest, latest, an offset, a time with its zone such as "
-            "2026-01-02T03:04:05Z, or a time ago such as -15m (s, m, h, d)"
-        )
-    return time
+    return parse_time("--to", text, now, also="earliest, latest, an offset, ")
 
 
 @asynccontextmanager
 async def _connected(config: Config) -> AsyncIterator[BrokerClient]:
-    client = await broker.connect(_address(config))
+    client = await broker.connect(running_broker(config))
     try:
         yield client
     finally:
         await client.close()
-
-
-def _address(config: Config) -> str:
-    """The broker of the pipeline that runs on the data directory, else the configured one."""
-    data_dir = _data_dir(config)
-    state = read_state(data_dir) if is_running(data_dir) else None
-    service = state.services.get("broker") if state else None
-    return (service and service.addresses.get("broker")) or config.message_queue.address
-
-
-def _data_dir(config: Config) -> Path:
-    return Path(config.data_dir) if config.data_dir else default_data_dir()
 
 
 def _position(of: mq.GroupPosition) -> Row:
