@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CLANG ?= clang
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -81,9 +82,16 @@ SANITIZED = GPUTEL_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --build-lib 
 sanitize: $(VENV)/.test ## the kernels' tests on a build with ASan, UBSan and all checks
 	$(SANITIZED) $(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential $(ARGS)
 
-fuzz: $(VENV)/.test ## damage chunks at random on that build (SECONDS=600 FUZZ_SEED=...)
+fuzz: $(VENV)/.test ## damage chunks at random on that build (SECONDS=600), with clang by libFuzzer too
 	$(SANITIZED) FUZZ_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest -p no:cacheprovider -s \
 	  tests/differential/test_codec_fuzz.py $(ARGS)
+	@command -v $(CLANG) >/dev/null || { echo "without $(CLANG), libFuzzer is left out"; exit 0; }; \
+	set -ex; mkdir -p build/fuzz/corpus; \
+	$(CLANG) -std=c11 -O1 -g -fno-strict-aliasing -fsanitize=fuzzer,address,undefined \
+	  -fno-sanitize-recover=undefined -Isrc/gputel/_native tests/fuzz/chunk_read.c -lm \
+	  -o build/fuzz/chunk_read; \
+	build/fuzz/chunk_read -max_total_time=$(or $(SECONDS),60) -max_len=4096 \
+	  -artifact_prefix=build/fuzz/ build/fuzz/corpus tests/data/v1 tests/data/v2
 
 proto: $(VENV)/.lint ## regenerate src/gputel/_proto from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=src/gputel/_proto \
