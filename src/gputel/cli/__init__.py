@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from gputel import __version__, errors
-from gputel.cli import broker, recordings
+from gputel.cli import broker, exporter, recordings
 from gputel.cli.arguments import (
     EXIT_CODES,
     FORCED,
@@ -83,8 +83,9 @@ def _report(error: GputelError, arguments: argparse.Namespace) -> int:
             import traceback
 
             traceback.print_exc()
-        line = " ".join(str(error).split())
-        print(f"gputel: error: {line}", file=sys.stderr)
+        for problem in getattr(error, "problems", (str(error),)):
+            line = " ".join(problem.split())
+            print(f"gputel: error: {line}", file=sys.stderr)
     return exit_code(error)
 
 
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         service.set_defaults(run=_service, service=name)
         if name == "collector":
             _add_source(service)
+            exporter.add(service)
         if name == "api":
             _add_http(service)
         if name == "broker":

@@ -68,6 +68,20 @@ _FLAGS: Final = {
     "speed": ("source.speed", "--speed"),
     "once": ("source.once", "--once"),
     "http": ("api.listen", "--http"),
+    "standalone": ("collector.standalone", "--standalone"),
+    "collectors": ("exporter.collectors", "--collectors"),
+    "address": ("collector.listen", "--address"),
+    "profile": ("exporter.profile", "--profile"),
+    "hostname_label": ("exporter.hostname_label", "--hostname-label"),
+    "xid_count_window_size": ("exporter.xid_window_ms", "--xid-count-window-size"),
+    "clock_events_count_window_size": (
+        "exporter.clock_events_window_ms",
+        "--clock-events-count-window-size",
+    ),
+    "replace_blanks_in_model_name": (
+        "exporter.replace_blanks_in_model_name",
+        "--replace-blanks-in-model-name",
+    ),
 }
 
 

@@ -20,15 +20,15 @@ from typing import Final
 
 from gputel.broker import BrokerClient
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
-from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
-from gputel.collector import exporter
+from gputel.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK, Clock
 from gputel.collector.batcher import Batcher, Framer
-from gputel.collector.latest import Latest
+from gputel.collector.exporter import Exporter, ExporterSettings
+from gputel.collector.exporter.latest import lifetime_ns
 from gputel.collector.outbox import Outbox
 from gputel.collector.sampler import Sampler
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import GputelError
-from gputel.inventory import Gpu
+from gputel.inventory import Event, EventKind, Gpu
 from gputel.kernels import Ring, WhenFull
 from gputel.observe import Health, Telemetry
 from gputel.sources import Source
@@ -52,6 +52,8 @@ class Collector:
         telemetry: Telemetry,
         health: Health,
         clock: Clock = SYSTEM_CLOCK,
+        *,
+        exporter: ExporterSettings | None = None,
     ) -> None:
         self._settings = settings
         self.source = source
@@ -69,7 +71,7 @@ class Collector:
             for metric_set in METRIC_SETS
         }
         self.gpus: Sequence[Gpu] = ()
-        self.latest = Latest(())
+        self.exporter = Exporter(exporter or ExporterSettings(), clock)
         self.outbox: Outbox | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -100,7 +102,8 @@ class Collector:
         """Open the source and begin. SourceUnavailable, InputError."""
         self._loop = asyncio.get_running_loop()
         self.gpus = await asyncio.to_thread(self.source.open)
-        self.latest = Latest(self.gpus)
+        self.exporter.inventory(self.gpus)
+        self._expect()
         self._live = self.source.identity is None
         epoch = self._clock.time_ns() if self._live else FINITE_EPOCH
         node = self.gpus[0].node if self.gpus else "unknown"
@@ -192,8 +195,9 @@ class Collector:
         sealed = self._batcher.seal()
         now_ns = self._clock.monotonic_ns()
         for part in sealed:
-            self.latest.update(part.slot, part.batch, now_ns)
+            self.exporter.update(part.slot, part.batch, now_ns)
         events = list(self.source.events())
+        self._export(events, now_ns)
         if self.outbox is None:
             return
         wall_ns = self._clock.time_ns()
@@ -201,11 +205,24 @@ class Collector:
         for draft in self._framer.frames(sealed, events, wall_ns, repeat=self._live):
             await self.outbox.send(draft, wall_ns)
 
-    # -- what it says of itself --------------------------------------------------------
+    def _export(self, events: Sequence[Event], now_ns: int) -> None:
+        self.exporter.observe(events, now_ns)
+        if any(event.kind is EventKind.DEMOTED for event in events):
+            self._expect()
 
-    def exposition(self) -> bytes:
-        """The latest values in Prometheus text format."""
-        return exporter.render(self.latest, self._clock.monotonic_ns())
+    def _expect(self) -> None:
+        """Tell the exporter how long a value lives."""
+        periods_ns = {} if self._replay else self.source.cadences()
+        waits_ns = self._settings.flush_ms * NS_PER_MS
+        self.exporter.expect(
+            {
+                metric_set: lifetime_ns(metric_set.cadence, periods_ns.get(metric_set.cadence))
+                + waits_ns
+                for metric_set in METRIC_SETS
+            }
+        )
+
+    # -- what it says of itself --------------------------------------------------------
 
     def _describe(self, telemetry: Telemetry, health: Health) -> None:
         counter, gauge = telemetry.observe_counter, telemetry.observe_gauge
@@ -241,6 +258,11 @@ class Collector:
             lambda: int(bool(self.outbox and self.outbox.publisher.connected)),
         )
         gauge("gputel_collector_gpus", "GPUs of the source", lambda: len(self.gpus))
+        counter(
+            "gputel_exporter_refused_codes",
+            "XIDs and clock events of a GPU that had too many different ones to count",
+            lambda: self.exporter.xids.refused + self.exporter.clock_events.refused,
+        )
         for name, help_, field in (
             ("gputel_collector_sweeps", "Sweeps done", "swept"),
             ("gputel_collector_missed_ticks", "Ticks that were overdue by a period", "missed"),
