@@ -110,7 +110,7 @@ async def test_chunks_stay_as_they_are(
     assert (done.rows, done.chunks) == (80, 2)
     async with store.session() as session:
         payloads = [row[0] for row in await session.fetch("SELECT payload FROM sample_chunk")]
-        total = await session.fetchval("SELECT sum(n) FROM rollup_1m")
+        total = await session.fetchval("SELECT sum(each) FROM rollup_1m, unnest(n) AS each")
         view = await session.fetchrow(
             "SELECT sum(n) AS n, max(max) AS max FROM gpu_minute WHERE metric = 'power_watts'"
         )
