@@ -53,7 +53,7 @@ def column(random: np.random.Generator, kind: str, rows: int) -> Any:
     if kind in ("int2", "int4", "int2[]", "int4[]"):
         # Now and then out of range, which both must refuse.
         top = 2 ** (15 if "2" in kind else 31) + int(random.integers(50) == 0)
-        shape = (rows, width) if kind.endswith("[]") else (rows,)
+        shape = (rows, width) if kind.endswith("[]") and not single else (rows,)
         return random.integers(-top, top, shape)
     if kind == "float8[]":
         return bits(random, (rows, width), np.float64)

@@ -168,11 +168,12 @@ def test_one_value_stands_in_every_row_and_text_is_utf8(stream_of: Any) -> None:
 
 def test_arrays(stream_of: Any) -> None:
     stream = stream_of(["int2[]", "int4[]", "float8[]"])
-    ids = np.broadcast_to(np.array([3, -1]), (2, 2))
+    ids = np.array([[3, -1], [3, -1]])
     counts = np.array([[2**31 - 1, 0, 1], [4, 5, 6]])
     sums = np.arange(8.0).reshape(4, 2).T[:, ::2]
     stream.append(2, [ids, counts, sums])
     stream.append(1, [ids[:1, :0], counts[1:], sums[:1]])
+    stream.append(2, [ids[0], counts[0], sums[0]])  # one for all rows
     rows = [
         [array(row[0], "h", 21), array(row[1], "i", 23), array(row[2], "d", 701)]
         for row in rows_of(stream.finish())
@@ -182,6 +183,7 @@ def test_arrays(stream_of: Any) -> None:
         [[3, -1], [2**31 - 1, 0, 1], [0, 4]],
         [[3, -1], [4, 5, 6], [1, 5]],
         [[], [4, 5, 6], [0, 4]],
+        *[[[3, -1], [2**31 - 1, 0, 1], [0, 4]]] * 2,
     ]
 
 
@@ -274,7 +276,8 @@ BAD: list[tuple[Any, Any, Any]] = [
     ("text", ["a"], ValueError),
     ("int4", np.array([1, 2, 3]), ValueError),
     ("int4", np.array([[1, 2], [1, 2]]), ValueError),
-    ("float8[]", np.array([1.0, 2.0]), ValueError),
+    ("float8[]", np.ones((2, 1, 1)), ValueError),
+    ("float8[]", np.ones((1, 2)), ValueError),
     ("bytea", bytes(2**30), ValueError),
 ]
 

@@ -261,7 +261,8 @@ cdef class CopyStream:
         cdef cnp.ndarray array = values
         cdef Field *field = &self.field[number]
         cdef Facts facts = FACTS[field.kind]
-        cdef int dimensions = 2 if INT2_ARRAY <= field.kind <= FLOAT8_ARRAY else 1
+        cdef bint of_arrays = INT2_ARRAY <= field.kind <= FLOAT8_ARRAY
+        cdef int dimensions = cnp.PyArray_NDIM(array)
         if (
             facts.numpy_bytes == 0
             or array.descr.kind != facts.numpy_kind
@@ -269,16 +270,19 @@ cdef class CopyStream:
             or not cnp.PyArray_ISNOTSWAPPED(array)
         ):
             raise TypeError(f"{self.name(number)}: can't hold {values.dtype}")
-        if cnp.PyArray_NDIM(array) != dimensions or cnp.PyArray_DIM(array, 0) != rows:
+        field.data = <const char *>cnp.PyArray_DATA(array)
+        if of_arrays and dimensions == 1:
+            field.stride = 0
+        elif dimensions == 1 + of_arrays and cnp.PyArray_DIM(array, 0) == rows:
+            field.stride = cnp.PyArray_STRIDE(array, 0)
+        else:
             raise ValueError(
                 f"{self.name(number)}: values of shape {values.shape} for {rows} rows"
             )
-        field.data = <const char *>cnp.PyArray_DATA(array)
-        field.stride = cnp.PyArray_STRIDE(array, 0)
-        if dimensions == 1:
+        if not of_arrays:
             return facts.payload_bytes
-        field.elements = cnp.PyArray_DIM(array, 1)
-        field.element_stride = cnp.PyArray_STRIDE(array, 1)
+        field.elements = cnp.PyArray_DIM(array, dimensions - 1)
+        field.element_stride = cnp.PyArray_STRIDE(array, dimensions - 1)
         if field.elements > PAYLOAD_BYTES_MAX // (LENGTH_BYTES + 8) - ARRAY_HEAD_BYTES:
             raise ValueError(f"{self.name(number)}: {field.elements} elements are too many")
         return ARRAY_HEAD_BYTES + field.elements * (LENGTH_BYTES + facts.payload_bytes)

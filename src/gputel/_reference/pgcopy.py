@@ -35,7 +35,7 @@ values that become them:
                            0 and neither k nor index (array_send
                            in arrayfuncs.c)
 
-One int, str or bytes stands in every row. The native twin is gputel._native.pgcopy.
+An int, str or bytes, and for arrays one of k elements, stands in every row. The native twin is gputel._native.pgcopy.
 """
 
 from __future__ import annotations
@@ -198,6 +198,8 @@ def _listed(name: str, kind: FieldType, values: Values, rows: int) -> list[Any]:
     if isinstance(values, np.ndarray):
         if kind not in _DTYPES or values.dtype != _DTYPES[kind]:
             raise TypeError(f"{name}: can't hold {values.dtype}")
+        if kind in _ELEMENTS and values.ndim == 1:
+            return [values] * rows
         if values.ndim != (2 if kind in _ELEMENTS else 1) or len(values) != rows:
             raise ValueError(f"{name}: values of shape {values.shape} for {rows} rows")
         # Not `tolist`, which would lose the payload of a f32 NaN.

@@ -56,6 +56,10 @@ SELECT * FROM {_ROWS}
 ON CONFLICT (uuid, node) DO UPDATE SET {_CHANGES.replace("n.", "excluded.")}
 RETURNING uuid, node, gpu_id
 """
+_SEEN: Final = """
+UPDATE gpu AS g SET last_seen = greatest(n.last_seen, g.last_seen)
+FROM unnest($1::bigint[], $2::timestamptz[]) AS n (gpu_id, last_seen) WHERE g.gpu_id = n.gpu_id
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +98,29 @@ class GpuIds:
         """Insert or update what is new; returns every GPU of `sightings` by identity."""
         found: dict[Identity, _Known] = {}
         due: dict[Identity, Sighting] = {}
+        later: list[_Known] = []
         for seen in sightings:
             identity = (seen.gpu.uuid, seen.gpu.node)
             known = self._known.get(identity)
             if known is None:
                 due[identity] = seen
                 continue
-            together = known.seen.joined(seen)
             found[identity] = known
-            if (
-                together.gpu != known.seen.gpu
-                or together.first_ns < known.seen.first_ns
-                or together.last_ns >= known.seen.last_ns + SEEN_STEP_NS
-            ):
+            together = known.seen.joined(seen)
+            # PERF(inventory): most often it is the same object; comparing its texts is dear.
+            same = together.gpu is known.seen.gpu or together.gpu == known.seen.gpu
+            if not same or together.first_ns < known.seen.first_ns:
                 due[identity] = together
+            elif together.last_ns >= known.seen.last_ns + SEEN_STEP_NS:
+                found[identity] = _Known(known.gpu_id, together)
+                later.append(found[identity])
+        if later:
+            later.sort(key=lambda known: known.gpu_id)
+            await connection.execute(
+                _SEEN,
+                [known.gpu_id for known in later],
+                [to_datetime(known.seen.last_ns) for known in later],
+            )
         for statement in (_UPDATE, _INSERT):
             if due:
                 for uuid, node, gpu_id in await connection.fetch(statement, *_parameters(due)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from gputel.kernels import CopyStream, FieldType, MinuteStatistics, minute_statistics
 from gputel.store.copying import copy_in
@@ -39,19 +40,24 @@ class Minutes:
 
     def __init__(self) -> None:
         self._stream = CopyStream(tuple(_FIELDS.values()))
+        # Chunks of one kind of GPU have the same metrics.
+        self._ids: dict[tuple[int, tuple[int, ...]], npt.NDArray[np.int64]] = {}
 
     def append(self, gpu_id: int, metric_set: MetricSet, minutes: MinuteStatistics) -> None:
         """What one chunk adds; `minutes.columns` are those of `metric_set`."""
         if not minutes.columns:
             return
-        ids = np.array([metric_set.metrics[j].id for j in minutes.columns])
-        rows = len(minutes.minute_ns)
+        key = (metric_set.id, minutes.columns)
+        ids = self._ids.get(key)
+        if ids is None:
+            ids = np.array([metric_set.metrics[j].id for j in minutes.columns])
+            self._ids[key] = ids
         self._stream.append(
-            rows,
+            len(minutes.minute_ns),
             (
                 gpu_id,
                 minutes.minute_ns,
-                np.broadcast_to(ids, (rows, len(ids))),
+                ids,
                 minutes.n,
                 minutes.min,
                 minutes.max,
