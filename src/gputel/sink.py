@@ -24,14 +24,13 @@ from gputel.store.claim import Claim, ClaimLost, Claims
 from gputel.store.frames import Message
 from gputel.store.ingest import Committed, Ingest
 from gputel.store.maintain import Maintainer
-from gputel.store.settings import StoreSettings
+from gputel.store.settings import SINK_GROUP, StoreSettings
 
 if TYPE_CHECKING:
     from gputel.store import Store
 
 log = logging.getLogger(__name__)
 
-GROUP: Final = "store"
 BATCH_BYTES_MAX: Final = 8 * limits.MIB
 RETRY_FIRST_S: Final = 0.1
 RETRY_LAST_S: Final = 2.0
@@ -186,7 +185,7 @@ class _Worker:
         sink = self._sink
         consumer = sink.broker.consumer(
             sink.topic,
-            group=GROUP,
+            group=SINK_GROUP,
             ack_timeout_s=sink.settings.ack_timeout_seconds,
             messages=sink.settings.max_in_flight,
             start_at=StartAt.EARLIEST,

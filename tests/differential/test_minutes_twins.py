@@ -32,9 +32,9 @@ def same(native: Any, twin: Any) -> None:
 
 
 def column(random: np.random.Generator, rows: int) -> Any:
-    dtype: Any = random.choice([np.float32, np.float64, np.int64, np.uint64])
-    values = np.frombuffer(random.bytes(rows * np.dtype(dtype).itemsize), dtype)
-    if dtype in (np.float32, np.float64):
+    dtype: Any = np.dtype(str(random.choice(["f4", "f8", "i8", "u8"])))
+    values = np.frombuffer(random.bytes(rows * dtype.itemsize), dtype)
+    if dtype.kind == "f":
         values = np.where(random.random(rows) < 0.5, values, random.random(rows).astype(dtype))
     return np.repeat(values, 2)[::2] if random.integers(4) == 0 else values
 
@@ -71,7 +71,9 @@ def test_a_column_at_a_time(statistics: Any) -> None:
 
 
 def test_bits_behind_the_last_row_mean_nothing(statistics: Any) -> None:
-    found = statistics(np.zeros(3, np.int64), (np.ones(3), np.ones(3)), np.array([[0xF8], [0xFF]], np.uint8))
+    found = statistics(
+        np.zeros(3, np.int64), (np.ones(3), np.ones(3)), np.array([[0xF8], [0xFF]], np.uint8)
+    )
     assert found.columns == (1,)
     assert found.n.tolist() == [[3]]
 

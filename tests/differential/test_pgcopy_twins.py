@@ -44,7 +44,9 @@ def column(random: np.random.Generator, kind: str, rows: int) -> Any:
     width = int(random.integers(0, 5))
     single = random.integers(5) == 0
     if kind == "text":
-        texts = ["".join(map(chr, random.integers(1, 0xD800, n))) for n in random.integers(0, 9, rows)]
+        texts = [
+            "".join(map(chr, random.integers(1, 0xD800, n))) for n in random.integers(0, 9, rows)
+        ]
         return "Ω" if single else texts
     if kind == "bytea":
         return b"\0x" if single else [random.bytes(int(n)) for n in random.integers(0, 300, rows)]
@@ -57,7 +59,9 @@ def column(random: np.random.Generator, kind: str, rows: int) -> Any:
         return random.integers(-top, top, shape)
     if kind == "float8[]":
         return bits(random, (rows, width), np.float64)
-    dtype = {"float4": np.float32, "float8": np.float64, "numeric_u64": np.uint64}.get(kind, np.int64)
+    dtype = {"float4": np.float32, "float8": np.float64, "numeric_u64": np.uint64}.get(
+        kind, np.int64
+    )
     values = bits(random, (rows, 2), dtype)
     return values[:, 0] if random.integers(2) else np.ascontiguousarray(values[:, 1])
 

@@ -86,14 +86,12 @@ async def test_nothing_is_lost_or_doubled_when_the_disk_is_full(
         message = producer.publish([START_NS + (i * 20 + j) * 1_000_000 for j in range(20)])
         try:
             await ingest.commit(claim, [message])
-        except DatabaseUnavailable as error:
+        except DatabaseUnavailable:
             refused = message
-            assert "its disk is full" in str(error)
-            assert "make room" in str(error)
             break
     assert refused is not None
     assert claim.next_offset == refused.offset
-    with pytest.raises(DatabaseUnavailable, match="disk is full"):
+    with pytest.raises(DatabaseUnavailable, match=r"its disk is full.*make room"):
         await ingest.commit(claim, [refused])
 
     ballast.unlink()

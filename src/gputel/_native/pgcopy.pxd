@@ -38,7 +38,7 @@ cdef class CopyStream:
     cdef int bind_valid(self, object valid, Py_ssize_t rows) except -1
     cdef int span_of(self, Py_ssize_t number, object value, Span *span) except -1
     cdef char *write(
-        self, char *out, Py_ssize_t rows, Py_ssize_t *culprit, int64_t *value
+        self, char *out, Py_ssize_t rows, Py_ssize_t *number, const char **culprit
     ) noexcept nogil
     cdef str name(self, Py_ssize_t number)
     cdef int refuse(self, Py_ssize_t number, object value) except -1

@@ -9,21 +9,8 @@ again. The GIL is kept: a block takes microseconds, and a stream has one writer.
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
-from libc.stdint cimport (
-    INT16_MAX,
-    INT16_MIN,
-    INT32_MAX,
-    INT32_MIN,
-    INT64_MAX,
-    INT64_MIN,
-    int16_t,
-    int32_t,
-    int64_t,
-    uint8_t,
-    uint16_t,
-    uint32_t,
-    uint64_t,
-)
+from libc.stdint cimport INT16_MAX, INT16_MIN, INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
@@ -36,17 +23,35 @@ cnp.import_array()
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size_bytes) except NULL
 
-cdef extern from *:
-    uint16_t bswap16 "__builtin_bswap16"(uint16_t) noexcept nogil
-    uint32_t bswap32 "__builtin_bswap32"(uint32_t) noexcept nogil
-    uint64_t bswap64 "__builtin_bswap64"(uint64_t) noexcept nogil
+cdef extern from "pgcopy.h" nogil:
+    enum:
+        NUMERIC_HEAD_BYTES "GPUTEL_NUMERIC_HEAD_BYTES"
+        DIGITS_MAX "GPUTEL_DIGITS_MAX"
+        ARRAY_HEAD_BYTES "GPUTEL_ARRAY_HEAD_BYTES"
+    uint64_t load64 "gputel_load64"(const char *cell)
+    char *put16 "gputel_put16"(char *out, uint16_t number)
+    char *put_null "gputel_put_null"(char *out)
+    char *put_integer "gputel_put_integer"(char *out, int size_bytes, const char *cell)
+    char *put_float4 "gputel_put_float4"(char *out, const char *cell)
+    char *put_time "gputel_put_time"(char *out, const char *cell)
+    char *put_numeric "gputel_put_numeric"(char *out, const char *cell)
+    char *put_array "gputel_put_array"(
+        char *out,
+        int size_bytes,
+        uint32_t oid,
+        const char *cells,
+        Py_ssize_t size,
+        Py_ssize_t stride,
+        const char **culprit,
+    )
+    char *put_bytes "gputel_put_bytes"(char *out, const char *data, Py_ssize_t size_bytes)
 
 cdef enum:
     INT2
     INT4
     INT8
-    FLOAT4
     FLOAT8
+    FLOAT4
     TIMESTAMPTZ_NS
     NUMERIC_U64
     INT2_ARRAY
@@ -59,13 +64,9 @@ cdef enum:
     FIRST_BYTES = 4096
     COUNT_BYTES = 2
     LENGTH_BYTES = 4
-    ARRAY_HEAD_BYTES = 20
-    DIGIT_BASE = 10_000
-    DIGITS_MAX = 5  # of base 10,000 in a u64
     FIELDS_MAX = 1600  # PostgreSQL's MaxHeapAttributeNumber
     PAYLOAD_BYTES_MAX = 0x3FFFFFFF  # PostgreSQL's MaxAllocSize
 
-cdef int64_t EPOCH_2000_US = 946_684_800_000_000
 cdef Py_ssize_t STREAM_BYTES_MAX = <Py_ssize_t>1 << 60  # before it can overflow
 cdef bytes HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 cdef bytes TRAILER = b"\xff\xff"
@@ -76,6 +77,7 @@ cdef struct Facts:
     int payload_bytes  # at most; of an array's element
     int64_t lowest
     int64_t highest
+    uint32_t element_oid  # pg_type.dat
 
 _KINDS = {
     "int2": INT2,
@@ -93,13 +95,13 @@ _KINDS = {
 }
 
 cdef Facts[12] FACTS
-FACTS[INT2] = FACTS[INT2_ARRAY] = Facts(c"i", 8, 2, INT16_MIN, INT16_MAX)
-FACTS[INT4] = FACTS[INT4_ARRAY] = Facts(c"i", 8, 4, INT32_MIN, INT32_MAX)
-FACTS[INT8] = FACTS[TIMESTAMPTZ_NS] = Facts(c"i", 8, 8, INT64_MIN, INT64_MAX)
-FACTS[FLOAT4] = Facts(c"f", 4, 4, 0, 0)
-FACTS[FLOAT8] = FACTS[FLOAT8_ARRAY] = Facts(c"f", 8, 8, 0, 0)
-FACTS[NUMERIC_U64] = Facts(c"u", 8, 8 + 2 * DIGITS_MAX, 0, 0)
-FACTS[TEXT] = FACTS[BYTEA] = Facts(0, 0, 0, 0, 0)
+FACTS[INT2] = FACTS[INT2_ARRAY] = Facts(c"i", 8, 2, INT16_MIN, INT16_MAX, 21)
+FACTS[INT4] = FACTS[INT4_ARRAY] = Facts(c"i", 8, 4, INT32_MIN, INT32_MAX, 23)
+FACTS[INT8] = FACTS[TIMESTAMPTZ_NS] = Facts(c"i", 8, 8, INT64_MIN, INT64_MAX, 0)
+FACTS[FLOAT4] = Facts(c"f", 4, 4, 0, 0, 0)
+FACTS[FLOAT8] = FACTS[FLOAT8_ARRAY] = Facts(c"f", 8, 8, 0, 0, 701)
+FACTS[NUMERIC_U64] = Facts(c"u", 8, NUMERIC_HEAD_BYTES + 2 * DIGITS_MAX, 0, 0, 0)
+FACTS[TEXT] = FACTS[BYTEA] = Facts(0, 0, 0, 0, 0, 0)
 
 
 cdef class CopyStream:
@@ -159,8 +161,7 @@ cdef class CopyStream:
         cdef Py_ssize_t needed = 0
         cdef Py_ssize_t row_bytes = COUNT_BYTES
         cdef Py_ssize_t number
-        cdef Py_ssize_t culprit = -1
-        cdef int64_t value = 0
+        cdef const char *culprit = NULL
         cdef char *end
         if self.finished:
             raise ValueError("the stream is finished")
@@ -179,13 +180,13 @@ cdef class CopyStream:
             if rows > (STREAM_BYTES_MAX - needed - self.used_bytes) // row_bytes:
                 raise MemoryError(f"{rows} rows of up to {row_bytes} bytes")
             self.reserve(needed + rows * row_bytes)
-            end = self.write(self.start + self.used_bytes, rows, &culprit, &value)
+            end = self.write(self.start + self.used_bytes, rows, &number, &culprit)
+            if end is NULL:
+                self.refuse(number, <int64_t>load64(culprit))
         finally:
             for number in range(self.fields):
                 PyMem_Free(self.field[number].spans)
                 self.field[number].spans = NULL
-        if culprit >= 0:
-            self.refuse(culprit, value)
         self.used_bytes = end - self.start
         self.row_count += rows
 
@@ -342,37 +343,52 @@ cdef class CopyStream:
         return 0
 
     cdef char *write(
-        self, char *out, Py_ssize_t rows, Py_ssize_t *culprit, int64_t *value
+        self, char *out, Py_ssize_t rows, Py_ssize_t *number, const char **culprit
     ) noexcept nogil:
         """Write the rows bound at `out`, where there is room; the end of what was written.
 
-        `culprit` is the field that can't hold `value`, when there is one.
+        NULL: the field `number` can't hold the integer at `culprit`.
         """
-        cdef Py_ssize_t i, number
+        cdef Py_ssize_t i, j
         cdef Field *field
-        cdef const char *cell
         for i in range(rows):
             out = put16(out, <uint16_t>self.fields)
-            for number in range(self.fields):
-                field = &self.field[number]
+            for j in range(self.fields):
+                field = &self.field[j]
                 if field.valid is not NULL and not (field.valid[i >> 3] >> (i & 7)) & 1:
-                    out = put32(out, <uint32_t>-1)
+                    out = put_null(out)
                     continue
-                cell = field.data + i * field.stride
-                if field.kind <= FLOAT8:
-                    out = put_number(out, field.kind, cell, value)
-                elif field.kind == TIMESTAMPTZ_NS:
-                    out = put_time(out, load64(cell))
-                elif field.kind == NUMERIC_U64:
-                    out = put_numeric(out, load64(cell))
-                elif field.kind <= FLOAT8_ARRAY:
-                    out = put_array(out, field, cell, value)
-                else:
-                    out = put_span(out, <const Span *>cell)
+                out = put_cell(out, field, field.data + i * field.stride, culprit)
                 if out is NULL:
-                    culprit[0] = number
+                    number[0] = j
                     return NULL
         return out
+
+
+cdef inline char *put_cell(
+    char *out, const Field *field, const char *cell, const char **culprit
+) noexcept nogil:
+    cdef int size_bytes = FACTS[field.kind].payload_bytes
+    culprit[0] = cell
+    if field.kind <= FLOAT8:
+        return put_integer(out, size_bytes, cell)  # or the bits of a f64
+    if field.kind == FLOAT4:
+        return put_float4(out, cell)
+    if field.kind == TIMESTAMPTZ_NS:
+        return put_time(out, cell)
+    if field.kind == NUMERIC_U64:
+        return put_numeric(out, cell)
+    if field.kind <= FLOAT8_ARRAY:
+        return put_array(
+            out,
+            size_bytes,
+            FACTS[field.kind].element_oid,
+            cell,
+            field.elements,
+            field.element_stride,
+            culprit,
+        )
+    return put_bytes(out, (<const Span *>cell).data, (<const Span *>cell).size_bytes)
 
 
 cdef Py_ssize_t _total(const Span *spans, Py_ssize_t rows) noexcept nogil:
@@ -382,95 +398,3 @@ cdef Py_ssize_t _total(const Span *spans, Py_ssize_t rows) noexcept nogil:
     for i in range(rows):
         total += spans[i].size_bytes
     return total
-
-
-cdef inline char *put16(char *out, uint16_t number) noexcept nogil:
-    number = bswap16(number)
-    memcpy(out, &number, 2)
-    return out + 2
-
-
-cdef inline char *put32(char *out, uint32_t number) noexcept nogil:
-    number = bswap32(number)
-    memcpy(out, &number, 4)
-    return out + 4
-
-
-cdef inline char *put64(char *out, uint64_t number) noexcept nogil:
-    number = bswap64(number)
-    memcpy(out, &number, 8)
-    return out + 8
-
-
-cdef inline uint64_t load64(const char *cell) noexcept nogil:
-    cdef uint64_t number
-    memcpy(&number, cell, 8)
-    return number
-
-
-cdef inline char *put_number(char *out, int kind, const char *cell, int64_t *culprit) noexcept nogil:
-    """Length and payload of an integer or a float; NULL: it is `culprit`, out of range."""
-    cdef uint32_t narrow
-    cdef int64_t number
-    if kind == FLOAT4:
-        memcpy(&narrow, cell, 4)
-        return put32(put32(out, 4), narrow)
-    if kind == INT8 or kind == FLOAT8:
-        return put64(put32(out, 8), load64(cell))
-    number = <int64_t>load64(cell)
-    if kind == INT4 and number == <int32_t>number:
-        return put32(put32(out, 4), <uint32_t>number)
-    if kind == INT2 and number == <int16_t>number:
-        return put16(put32(out, 2), <uint16_t>number)
-    culprit[0] = number
-    return NULL
-
-
-cdef inline char *put_time(char *out, uint64_t bits) noexcept nogil:
-    cdef int64_t time_us = <int64_t>bits // 1000  # floored: Cython divides as Python does
-    return put64(put32(out, 8), <uint64_t>(time_us - EPOCH_2000_US))
-
-
-cdef inline char *put_numeric(char *out, uint64_t number) noexcept nogil:
-    cdef uint16_t digits[DIGITS_MAX]  # the last one first
-    cdef int count = 0
-    cdef int zeros = 0  # at the end of the number, where they are not written
-    cdef int written, i
-    while number:
-        digits[count] = <uint16_t>(number % DIGIT_BASE)
-        if digits[count] == 0 and zeros == count:
-            zeros += 1
-        number //= DIGIT_BASE
-        count += 1
-    written = count - zeros
-    out = put32(out, <uint32_t>(8 + 2 * written))
-    out = put16(out, <uint16_t>written)
-    out = put16(out, <uint16_t>(count - 1 if count else 0))
-    out = put32(out, 0)
-    for i in range(count - 1, zeros - 1, -1):
-        out = put16(out, digits[i])
-    return out
-
-
-cdef char *put_array(char *out, const Field *field, const char *cell, int64_t *culprit) noexcept nogil:
-    cdef int kind = INT2 if field.kind == INT2_ARRAY else INT4 if field.kind == INT4_ARRAY else FLOAT8
-    cdef uint32_t oid = 21 if kind == INT2 else 23 if kind == INT4 else 701  # pg_type.dat
-    cdef char *start = out
-    cdef Py_ssize_t i
-    out = put32(out + LENGTH_BYTES, 1 if field.elements else 0)
-    out = put32(out, 0)
-    out = put32(out, oid)
-    if field.elements:
-        out = put32(put32(out, <uint32_t>field.elements), 1)
-    for i in range(field.elements):
-        out = put_number(out, kind, cell + i * field.element_stride, culprit)
-        if out is NULL:
-            return NULL
-    put32(start, <uint32_t>(out - start - LENGTH_BYTES))
-    return out
-
-
-cdef inline char *put_span(char *out, const Span *span) noexcept nogil:
-    out = put32(out, <uint32_t>span.size_bytes)
-    memcpy(out, span.data, <size_t>span.size_bytes)
-    return out + span.size_bytes

@@ -35,7 +35,8 @@ values that become them:
                            0 and neither k nor index (array_send
                            in arrayfuncs.c)
 
-An int, str or bytes, and for arrays one of k elements, stands in every row. The native twin is gputel._native.pgcopy.
+An int, str or bytes, and for arrays one of k elements, stands in every row. The native twin
+is gputel._native.pgcopy.
 """
 
 from __future__ import annotations

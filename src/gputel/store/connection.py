@@ -143,7 +143,7 @@ def _opening(settings: DatabaseSettings) -> Generator[None]:
 
 def _unavailable(error: BaseException, settings: DatabaseSettings) -> DatabaseUnavailable:
     return explain(error, settings) or DatabaseUnavailable(
-        f"{settings!r}: {error}", hint="it is tried again"
+        f"{settings!r}: {' '.join(str(error).split())}", hint="it is tried again"
     )
 
 
@@ -157,40 +157,42 @@ def explain(error: BaseException, settings: DatabaseSettings) -> DatabaseUnavail
 
 def _explanation(error: BaseException, settings: DatabaseSettings) -> tuple[str, str]:
     where = f"{settings.host}:{settings.port}"
+    # PostgreSQL's own details and hints come as lines of their own.
+    said = " ".join(str(error).split())
     match error:
         case asyncpg.InvalidAuthorizationSpecificationError():  # wrong password included
-            return str(error), "check database.user and database.password, and pg_hba.conf"
+            return said, "check database.user and database.password, and pg_hba.conf"
         case asyncpg.InvalidCatalogNameError():
-            return str(error), f"create it: createdb -O {settings.user} {settings.dbname}"
+            return said, f"create it: createdb -O {settings.user} {settings.dbname}"
         case asyncpg.InsufficientPrivilegeError():
-            return str(error), (
+            return said, (
                 f"gputel needs its own database: ALTER DATABASE {settings.dbname} "
                 f"OWNER TO {settings.user}"
             )
         case asyncpg.ReadOnlySQLTransactionError():
-            return str(error), "this is a standby or read-only: point `database` to the primary"
+            return said, "this is a standby or read-only: point `database` to the primary"
         case asyncpg.TooManyConnectionsError():
-            return str(error), "raise max_connections of the server"
+            return said, "raise max_connections of the server"
         case asyncpg.DiskFullError():
-            return f"its disk is full: {error}", (
+            return f"its disk is full: {said}", (
                 "make room on the database server; nothing is lost meanwhile"
             )
         case asyncpg.OutOfMemoryError():
-            return str(error), "the database server needs more memory, or fewer connections"
+            return said, "the database server needs more memory, or fewer connections"
         case asyncpg.InsufficientResourcesError():
-            return str(error), "raise the limit of the database server that it names"
+            return said, "raise the limit of the database server that it names"
         case asyncpg.PostgresSystemError() | asyncpg.DataCorruptedError():
-            return str(error), "look at the server's log: its disk may be failing"
+            return said, "look at the server's log: its disk may be failing"
         case asyncpg.CannotConnectNowError() | asyncpg.OperatorInterventionError():
-            return str(error), "the server is starting or stopping: it is tried again"
+            return said, "the server is starting or stopping: it is tried again"
         case asyncpg.PostgresConnectionError():
-            return str(error) or "the connection was lost", "is the server running?"
+            return said or "the connection was lost", "is the server running?"
         case asyncpg.ClientConfigurationError():
-            return str(error), "check database.sslmode and its certificates"
+            return said, "check database.sslmode and its certificates"
         case asyncpg.InterfaceError() if "clos" in str(error):
-            return str(error), "is the server running?"
+            return said, "is the server running?"
         case asyncpg.InternalClientError():
-            return f"the session is out of step: {error}", "it is opened anew and tried again"
+            return f"the session is out of step: {said}", "it is opened anew and tried again"
         case TimeoutError():
             return f"no answer from {where}", "is the server running, and is the port right?"
         case OSError():

@@ -32,7 +32,10 @@ async def copy_in(
     # PERF(copy): as a buffer it goes into asyncpg's message in one copy. A file would be read
     # by a thread in pieces; bytes would be taken for a path.
     await connection.copy_to_table(
-        target, source=stream.finish(), columns=list(columns), format="binary"
+        target,
+        source=stream.finish(),  # type: ignore[arg-type]  # any buffer will do
+        columns=list(columns),
+        format="binary",
     )
     if not skip_present:
         return stream.rows

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gputel import limits, wire
 from gputel.batch import Batch
+from gputel.catalog import METRIC_SETS, SET_BY_ID
 from gputel.errors import ChunkCorrupt, FrameCorrupt
 from gputel.inventory import Event, Gpu
 from gputel.store import schema
 from gputel.store.chunks import Chunk
 from gputel.store.hot import Int64s
-from gputel.store.inventory import Identity, Sighting, unknown
+from gputel.store.inventory import Identity, Sighting, united, unknown
 from gputel.store.times import DAY_NS, MINUTE_NS, span_problem
 
 #: Up to here a list's own min and max are faster than numpy's.
-_SHORT_MAX = 64
+_SHORT_MAX: Final = 64
+#: Kinds of GPUs by the metrics they lack, and the moments when they lack more.
+_KINDS_MAX: Final = 1024
+_ALL_IDS: Final = {s.id: frozenset(metric.id for metric in s.metrics) for s in METRIC_SETS}
 
 
 class Message(NamedTuple):
@@ -33,15 +38,20 @@ class Message(NamedTuple):
     payload: bytes
 
 
-class Span(NamedTuple):
-    """From the earliest to the latest of some times, both included."""
+class Seen(NamedTuple):
+    """What samples say of their GPU: their earliest and latest time, and which metrics it has."""
 
     first_ns: int
     last_ns: int
+    metric_ids: frozenset[int] = frozenset()
 
-    def joined(self, other: Span) -> Span:
-        """The span of both."""
-        return Span(min(self.first_ns, other.first_ns), max(self.last_ns, other.last_ns))
+    def joined(self, other: Seen) -> Seen:
+        """Both together."""
+        return Seen(
+            min(self.first_ns, other.first_ns),
+            max(self.last_ns, other.last_ns),
+            united(self.metric_ids, other.metric_ids),
+        )
 
 
 class HotPiece(NamedTuple):
@@ -49,7 +59,7 @@ class HotPiece(NamedTuple):
 
     identity: Identity
     batch: Batch
-    span: Span
+    seen: Seen
 
 
 class ChunkPiece(NamedTuple):
@@ -57,19 +67,19 @@ class ChunkPiece(NamedTuple):
 
     identity: Identity
     chunk: Chunk
-    span: Span
+    seen: Seen
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a readable message holds. `spans` has every GPU that it names."""
+    """What a readable message holds. `seen` has every GPU that it names."""
 
     message: Message
     node: str
     sealed_at_ns: int
     hot: tuple[HotPiece, ...]
     chunks: tuple[ChunkPiece, ...]
-    spans: dict[Identity, Span]
+    seen: dict[Identity, Seen]
     inventory: tuple[Gpu, ...]
     events: tuple[Event, ...]
     #: Cells decoded, valid or not: what holding this costs.
@@ -89,7 +99,7 @@ def read_message(message: Message, now_ns: int) -> Content | Poison:
     try:
         frame = wire.decode_frame(message.payload)
         for event in frame.events:
-            _check_span(Span(event.time_ns, event.time_ns), now_ns)
+            _check_times(event.time_ns, event.time_ns, now_ns)
         return _content(message, frame, now_ns)
     except (FrameCorrupt, ChunkCorrupt) as error:
         return Poison(message, f"{type(error).__name__}: {error}")
@@ -106,69 +116,85 @@ def _content(message: Message, frame: wire.Frame, now_ns: int) -> Content:
             cells += len(batch) * len(batch.columns)
             if cells > limits.FRAME_CELLS_MAX:
                 raise FrameCorrupt(f"more than {limits.FRAME_CELLS_MAX} values when decoded")
-            span = _span(batch.time_ns)
-            _check_span(span, now_ns)
+            first_ns, last_ns = _extremes(batch.time_ns)
+            _check_times(first_ns, last_ns, now_ns)
             # A chunk of more than a day would have to be looked for in too many places.
-            if len(batch) < limits.CHUNK_DIRECT_SAMPLES_MIN or span[1] - span[0] >= DAY_NS:
-                hot.append(HotPiece(identity, batch, span))
+            if len(batch) < limits.CHUNK_DIRECT_SAMPLES_MIN or last_ns - first_ns >= DAY_NS:
+                seen = Seen(first_ns, last_ns, _metric_ids(batch))
+                hot.append(HotPiece(identity, batch, seen))
             else:
-                chunk = Chunk.of(message.epoch, batch, *span, payload)
-                chunks.append(ChunkPiece(identity, chunk, span))
+                chunk = Chunk.of(message.epoch, batch, first_ns, last_ns, payload)
+                seen = Seen(first_ns, last_ns, _ids_at(batch.metric_set.id, chunk.minutes.columns))
+                chunks.append(ChunkPiece(identity, chunk, seen))
     return Content(
         message,
         frame.node,
         frame.sealed_at_ns,
         tuple(hot),
         tuple(chunks),
-        _spans(frame, (*hot, *chunks), now_ns),
+        _seen(frame, (*hot, *chunks), now_ns),
         frame.inventory,
         frame.events,
         cells,
     )
 
 
-def _span(time_ns: Int64s) -> Span:
+def _extremes(time_ns: Int64s) -> tuple[int, int]:
     if len(time_ns) <= _SHORT_MAX:
         times = time_ns.tolist()
-        return Span(min(times), max(times))
-    return Span(int(time_ns.min()), int(time_ns.max()))
+        return min(times), max(times)
+    return int(time_ns.min()), int(time_ns.max())
 
 
-def _check_span(span: Span, now_ns: int) -> None:
-    problem = span_problem(span.first_ns, span.last_ns, now_ns)
+def _check_times(first_ns: int, last_ns: int, now_ns: int) -> None:
+    problem = span_problem(first_ns, last_ns, now_ns)
     if problem is not None:
         raise FrameCorrupt(problem)
 
 
-def _spans(
+def _metric_ids(batch: Batch) -> frozenset[int]:
+    """The metrics that have a value."""
+    # PERF(frames): a GPU that lacks nothing is recognised by a search for a zero byte.
+    if 0 not in batch.valid.tobytes():
+        return _ALL_IDS[batch.metric_set.id]
+    return _ids_at(batch.metric_set.id, tuple(np.flatnonzero(batch.valid.any(axis=1)).tolist()))
+
+
+@functools.lru_cache(maxsize=_KINDS_MAX)
+def _ids_at(set_id: int, columns: tuple[int, ...]) -> frozenset[int]:
+    metrics = SET_BY_ID[set_id].metrics
+    return frozenset(metrics[j].id for j in columns)
+
+
+def _seen(
     frame: wire.Frame, pieces: Iterable[HotPiece | ChunkPiece], now_ns: int
-) -> dict[Identity, Span]:
-    spans: dict[Identity, Span] = {}
-    for piece in pieces:
-        before = spans.get(piece.identity)
-        spans[piece.identity] = before.joined(piece.span) if before else piece.span
+) -> dict[Identity, Seen]:
+    found: dict[Identity, Seen] = {}
+    for identity, _, seen in pieces:
+        before = found.get(identity)
+        found[identity] = before.joined(seen) if before else seen
     # A GPU that only the inventory names was seen when the frame was sealed.
     sealed_ns = frame.sealed_at_ns
     if span_problem(sealed_ns, sealed_ns, now_ns) is not None:
         sealed_ns = now_ns
     for gpu in frame.inventory:
-        spans.setdefault((gpu.uuid, frame.node), Span(sealed_ns, sealed_ns))
-    return spans
+        found.setdefault((gpu.uuid, frame.node), Seen(sealed_ns, sealed_ns))
+    return found
 
 
 def sightings(contents: Sequence[Content]) -> list[Sighting]:
     """Every GPU of the messages once, as the last inventory that names it says."""
-    spans: dict[Identity, Span] = {}
+    found: dict[Identity, Seen] = {}
     gpus: dict[Identity, Gpu] = {}
     for content in contents:
-        for identity, span in content.spans.items():
-            before = spans.get(identity)
-            spans[identity] = before.joined(span) if before else span
+        for identity, seen in content.seen.items():
+            before = found.get(identity)
+            found[identity] = before.joined(seen) if before else seen
         for gpu in content.inventory:
             gpus[gpu.uuid, gpu.node] = gpu
     return [
-        Sighting(gpus.get(identity) or unknown(*identity), *span)
-        for identity, span in spans.items()
+        Sighting(gpus.get(identity) or unknown(*identity), *seen)
+        for identity, seen in found.items()
     ]
 
 
@@ -182,8 +208,8 @@ def needed_partitions(contents: Sequence[Content]) -> dict[str, list[npt.NDArray
         for piece in content.hot:
             table = schema.hot_table(piece.batch.metric_set)
             minutes.setdefault(table, set()).update(_minutes(piece))
-        for _, chunk, span in content.chunks:
-            minutes.setdefault("sample_chunk", set()).add(span.first_ns // MINUTE_NS)
+        for _, chunk, seen in content.chunks:
+            minutes.setdefault("sample_chunk", set()).add(seen.first_ns // MINUTE_NS)
             of_chunk = (chunk.minutes.minute_ns // MINUTE_NS).tolist()
             minutes.setdefault("rollup_1m", set()).update(of_chunk)
     return {
@@ -193,7 +219,7 @@ def needed_partitions(contents: Sequence[Content]) -> dict[str, list[npt.NDArray
 
 
 def _minutes(piece: HotPiece) -> Iterable[int]:
-    first_ns, last_ns = piece.span
+    first_ns, last_ns, _ = piece.seen
     if last_ns - first_ns < MINUTE_NS:
         return first_ns // MINUTE_NS, last_ns // MINUTE_NS
     found: list[int] = np.unique(piece.batch.time_ns // MINUTE_NS).tolist()

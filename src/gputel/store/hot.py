@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +141,7 @@ async def write(
     names, types = _LAYOUTS[metric_set.id]
     stream = CopyStream(types)
     for gpu_id, epoch, batch in pieces:
-        values = (gpu_id, batch.time_ns, epoch, batch.sequence, *batch.columns)
+        values: tuple[Any, ...] = (gpu_id, batch.time_ns, epoch, batch.sequence, *batch.columns)
         stream.append(len(batch), values, batch.valid)
     return await copy_in(
         connection, schema.hot_table(metric_set), names, stream, skip_present=skip_present

@@ -138,7 +138,9 @@ class Ingest:
                 # its lock ("could not open relation", an internal error to PostgreSQL).
                 self._partitions.forget()
                 if attempt == ATTEMPTS_MAX:
-                    return _reason(error)
+                    if isinstance(error, asyncpg.CheckViolationError):
+                        return _reason(error)
+                    raise self._store.unavailable(error) from error  # no fault of the data's
             except _TRANSIENT as error:
                 if attempt == ATTEMPTS_MAX:
                     raise self._store.unavailable(error) from error

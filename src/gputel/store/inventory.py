@@ -23,9 +23,9 @@ INDEX_UNKNOWN: Final = -1
 _ROWS: Final = """
 unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[],
        $8::text[], $9::text[], $10::text[], $11::text[], $12::bigint[], $13::timestamptz[],
-       $14::timestamptz[])
+       $14::timestamptz[], $15::text[])
     AS n (uuid, node, gpu_index, device, pci_bus_id, model, serial, brand, vbios_version,
-          driver_version, nvml_version, memory_total_bytes, first_seen, last_seen)
+          driver_version, nvml_version, memory_total_bytes, first_seen, last_seen, metric_ids)
 """
 _TEXTS: Final = (
     "device",
@@ -42,7 +42,9 @@ _CHANGES: Final = f"""
     {", ".join(f"{text} = coalesce(nullif(n.{text}, ''), g.{text})" for text in _TEXTS)},
     memory_total_bytes = coalesce(n.memory_total_bytes, g.memory_total_bytes),
     first_seen = least(n.first_seen, g.first_seen),
-    last_seen = greatest(n.last_seen, g.last_seen)
+    last_seen = greatest(n.last_seen, g.last_seen),
+    metric_ids = ARRAY(SELECT unnest(n.metric_ids::smallint[])
+                       UNION SELECT unnest(g.metric_ids) ORDER BY 1)
 """
 # An update first: every row offered to INSERT ... ON CONFLICT would use up an id.
 _UPDATE: Final = f"""
@@ -51,8 +53,9 @@ WHERE g.uuid = n.uuid AND g.node = n.node RETURNING g.uuid, g.node, g.gpu_id
 """
 _INSERT: Final = f"""
 INSERT INTO gpu AS g (uuid, node, gpu_index, {", ".join(_TEXTS)}, memory_total_bytes,
-                      first_seen, last_seen)
-SELECT * FROM {_ROWS}
+                      first_seen, last_seen, metric_ids)
+SELECT uuid, node, gpu_index, {", ".join(_TEXTS)}, memory_total_bytes, first_seen, last_seen,
+       metric_ids::smallint[] FROM {_ROWS}
 ON CONFLICT (uuid, node) DO UPDATE SET {_CHANGES.replace("n.", "excluded.")}
 RETURNING uuid, node, gpu_id
 """
@@ -64,16 +67,23 @@ FROM unnest($1::bigint[], $2::timestamptz[]) AS n (gpu_id, last_seen) WHERE g.gp
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A GPU in a batch of frames: what is known of it, and the times of its samples."""
+    """A GPU in a batch of frames: what is known of it, the times of its samples, the metrics
+    that it has values of."""
 
     gpu: Gpu
     first_ns: int
     last_ns: int
+    metric_ids: frozenset[int] = frozenset()
 
     def joined(self, other: Sighting) -> Sighting:
         """Both together; `other` is the later one, but only inventory knows an index."""
         gpu = self.gpu if other.gpu.index == INDEX_UNKNOWN else other.gpu
-        return Sighting(gpu, min(self.first_ns, other.first_ns), max(self.last_ns, other.last_ns))
+        return Sighting(
+            gpu,
+            min(self.first_ns, other.first_ns),
+            max(self.last_ns, other.last_ns),
+            united(self.metric_ids, other.metric_ids),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,7 @@ class GpuIds:
             together = known.seen.joined(seen)
             # PERF(inventory): most often it is the same object; comparing its texts is dear.
             same = together.gpu is known.seen.gpu or together.gpu == known.seen.gpu
+            same = same and together.metric_ids is known.seen.metric_ids
             if not same or together.first_ns < known.seen.first_ns:
                 due[identity] = together
             elif together.last_ns >= known.seen.last_ns + SEEN_STEP_NS:
@@ -131,6 +142,11 @@ class GpuIds:
     def remember(self, written: Mapping[Identity, _Known]) -> None:
         """Keep what a committed transaction wrote."""
         self._known.update(written)
+
+
+def united(ids: frozenset[int], others: frozenset[int]) -> frozenset[int]:
+    """Both; `ids` itself when it has them all."""
+    return ids if others is ids or others <= ids else ids | others
 
 
 def unknown(uuid: str, node: str) -> Gpu:
@@ -157,6 +173,8 @@ def _parameters(due: Mapping[Identity, Sighting]) -> list[list[object]]:
             s.gpu.memory_total_bytes,
             to_datetime(s.first_ns),
             to_datetime(s.last_ns),
+            # As text: unnest would take an array of arrays apart to the last element.
+            "{" + ",".join(map(str, sorted(s.metric_ids))) + "}",
         )
         for s in ordered
     ]

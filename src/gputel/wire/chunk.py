@@ -11,6 +11,7 @@ from gputel.batch import DTYPES, Batch
 from gputel.catalog import MetricSet
 from gputel.errors import ChunkCorrupt, FrameTooLarge
 
+
 class _Layout(NamedTuple):
     """What decoding needs of a metric set, ready to compare with a chunk."""
 
@@ -77,9 +78,7 @@ def _complete(chunk: kernels.DecodedChunk, layout: _Layout) -> Batch:
         j = layout.columns.get(metric_id)
         if j is None:
             if metric_id in catalog.BY_ID:
-                raise ChunkCorrupt(
-                    f"metric {metric_id} is not of the set {layout.metric_set.name}"
-                )
+                raise ChunkCorrupt(f"metric {metric_id} is not of the set {layout.metric_set.name}")
             continue
         if layout.storages[j] != storage:
             raise ChunkCorrupt(f"metric {metric_id} has storage {storage!r}")

@@ -39,5 +39,10 @@ GROUP BY r.gpu_id, m.set_id, r.minute;
 
 DROP TABLE rollup_1m_by_metric;
 
+-- The metrics of which this GPU ever had a value: what it has not need not be looked for. Of
+-- the GPUs that are here nobody noted it, so they may have any.
+ALTER TABLE gpu ADD COLUMN metric_ids smallint[] NOT NULL DEFAULT '{}';
+UPDATE gpu SET metric_ids = ARRAY(SELECT metric_id FROM metric ORDER BY metric_id);
+
 -- last_seen is updated again and again: with room in the page, no index needs to know.
 ALTER TABLE gpu SET (fillfactor = 50);
