@@ -127,6 +127,11 @@ def concatenate(pieces: Sequence[Rows]) -> Rows:
     )
 
 
+def layout(metric_set: MetricSet) -> tuple[tuple[str, ...], tuple[FieldType, ...]]:
+    """Names and types of the fields of a row, in the order of its COPY stream."""
+    return _LAYOUTS[metric_set.id]
+
+
 async def write(
     connection: Connection,
     metric_set: MetricSet,
@@ -138,7 +143,7 @@ async def write(
 
     `skip_present`: rows that the table holds already are left out, instead of failing.
     """
-    names, types = _LAYOUTS[metric_set.id]
+    names, types = layout(metric_set)
     stream = CopyStream(types)
     for gpu_id, epoch, batch in pieces:
         values: tuple[Any, ...] = (gpu_id, batch.time_ns, epoch, batch.sequence, *batch.columns)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gputel.clock import NS_PER_S
 from gputel.inventory import Gpu
+from gputel.limits import GPUS_PER_COLLECTOR_MAX
 from gputel.store.times import to_datetime
 
 if TYPE_CHECKING:
@@ -149,6 +151,8 @@ def united(ids: frozenset[int], others: frozenset[int]) -> frozenset[int]:
     return ids if others is ids or others <= ids else ids | others
 
 
+# PERF(inventory): a GPU whose inventory does not come along is asked for with every frame.
+@functools.lru_cache(maxsize=GPUS_PER_COLLECTOR_MAX)
 def unknown(uuid: str, node: str) -> Gpu:
     """A GPU of which only samples are known."""
     return Gpu(uuid=uuid, node=node, index=INDEX_UNKNOWN)
