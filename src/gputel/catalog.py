@@ -43,6 +43,7 @@ class Cadence(Enum):
     FAST = "fast"
     MEDIUM = "medium"
     SLOW = "slow"
+    DRAIN = "drain"  # the driver's own buffer of samples, each at the driver's time
 
 
 class Unit(Enum):
@@ -131,6 +132,7 @@ class MetricSet:
 _G, _C, _S = Kind.GAUGE, Kind.COUNTER, Kind.STATE
 _F64, _I64 = Storage.F64, Storage.I64
 _FAST, _MEDIUM, _SLOW = Cadence.FAST, Cadence.MEDIUM, Cadence.SLOW
+_DRAIN = Cadence.DRAIN
 _GPU = (("hw.type", "gpu"),)
 
 
@@ -142,34 +144,25 @@ def _gauge(
     divisor: int = 1,
     renamed: str | None = None,
     integer: bool = True,
+    type: str = "gauge",
 ) -> Dcgm:
-    return Dcgm(
-        f"DCGM_FI_{name}",
-        unit,
-        "gauge",
-        integer,
-        default,
-        divisor,
-        f"DCGM_FI_{renamed}" if renamed else None,
-    )
+    now = f"DCGM_FI_{renamed}" if renamed else None
+    return Dcgm(f"DCGM_FI_{name}", unit, type, integer, default, divisor, now)
 
 
 def _counter(
     name: str, unit: str = "", *, default: bool = False, renamed: str | None = None
 ) -> Dcgm:
-    return Dcgm(
-        f"DCGM_FI_{name}",
-        unit,
-        "counter",
-        True,
-        default,
-        1,
-        f"DCGM_FI_{renamed}" if renamed else None,
-    )
+    return _gauge(name, unit, default=default, renamed=renamed, type="counter")
 
 
 def _errors(kind: str) -> Otel:
     return Otel("hw.errors", "{error}", (("error.type", kind), *_GPU))
+
+
+def _sample(number: int, name: str, unit: Unit, storage: Storage, kind: str, what: str) -> Metric:
+    nvml, text = f"nvmlDeviceGetSamples({kind})", f"{what}, every sample of the driver"
+    return Metric(number, name, unit, _G, storage, _DRAIN, nvml, text)
 
 
 def _task(task: str) -> Otel:
@@ -397,6 +390,19 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric(87, "vgpu_license_status", Unit.CODE, _S, _I64, _SLOW,
            "nvmlDeviceGetGridLicensableFeatures_v4", "vGPU licence status",
            _gauge("DEV_VGPU_LICENSE_STATUS", "")),
+    # drain: a row a driver sample; a metric whose buffer has no sample at that time is missing
+    _sample(96, "power_sample_watts", Unit.WATT, _F64, "TOTAL_POWER", "Board power draw"),
+    _sample(97, "gpu_utilization_sample_percent", Unit.PERCENT, _I64, "GPU_UTILIZATION",
+            "Share of time in which at least one kernel ran"),
+    _sample(98, "memory_utilization_sample_percent", Unit.PERCENT, _I64, "MEMORY_UTILIZATION",
+            "Share of time in which device memory was read or written"),
+    _sample(99, "encoder_utilization_sample_percent", Unit.PERCENT, _I64, "ENC_UTILIZATION",
+            "Video encoder utilisation"),
+    _sample(100, "decoder_utilization_sample_percent", Unit.PERCENT, _I64, "DEC_UTILIZATION",
+            "Video decoder utilisation"),
+    _sample(101, "sm_clock_sample_mhz", Unit.MEGAHERTZ, _I64, "PROCESSOR_CLK",
+            "Streaming multiprocessor clock"),
+    _sample(102, "memory_clock_sample_mhz", Unit.MEGAHERTZ, _I64, "MEMORY_CLK", "Memory clock"),
 )
 # fmt: on
 

@@ -36,10 +36,18 @@ class EventKind(Enum):
 
     XID = "xid"
     ECC = "ecc"
+    MIG = "mig"  # the MIG mode changed
+    RECOVERY = "recovery"  # the driver asks for a reset, a drain, ...
     LOST = "lost"
-    RESTORED = "restored"
+    STALLED = "stalled"  # a driver call for this GPU does not return
+    RESTORED = "restored"  # after LOST or STALLED
+    ADDED = "added"
+    REMOVED = "removed"
     COUNTER_RESET = "counter_reset"
-    GAP = "gap"  # rows dropped: `data` says how many and where
+    DEMOTED = "demoted"  # a cadence is asked less often, because it costs too much
+    PAUSED = "paused"  # driver calls stopped on request
+    RESUMED = "resumed"
+    GAP = "gap"  # rows dropped: `code` says how many
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,36 @@ class Event:
     gpu_uuid: str
     code: int  # XID number, rows dropped, ...; 0 when there is none
     message: str
+
+
+class ProcessKind(Enum):
+    """What a process uses the GPU for."""
+
+    COMPUTE = "compute"
+    GRAPHICS = "graphics"
+    MPS = "mps"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSample:
+    """One process on one GPU. None is what the driver does not tell.
+
+    `name` and `cgroup` are read from /proc by the collector; empty when unreadable.
+    Utilisations are the driver's averages over the time since the last sample.
+    """
+
+    time_ns: int
+    gpu_uuid: str
+    pid: int
+    kind: ProcessKind
+    memory_used_bytes: int | None = None
+    sm_utilization_percent: int | None = None
+    memory_utilization_percent: int | None = None
+    encoder_utilization_percent: int | None = None
+    decoder_utilization_percent: int | None = None
+    name: str = ""
+    cgroup: str = ""
+    container_id: str = ""
 
 
 def synthetic_uuid(node: str, key: str) -> str:

@@ -212,7 +212,12 @@ def test_sets_partition_the_metrics() -> None:
 
 def test_written_ids_keep_their_meaning() -> None:
     """These numbers are in chunks on disk: a change here loses data."""
-    assert {s.id: s.name for s in METRIC_SETS} == {1: "fast", 2: "medium", 3: "slow"}
+    assert {s.id: s.name for s in METRIC_SETS} == {
+        1: "fast",
+        2: "medium",
+        3: "slow",
+        4: "drain",
+    }
     frozen = {1: "gpu_utilization_percent", 3: "power_watts", 5: "energy_millijoules",
               8: "memory_used_bytes", 32: "gpu_temperature_celsius", 51:
               "nvlink_megabytes_per_second", 64: "power_limit_watts", 86: "xid_last"}  # fmt: skip

@@ -61,7 +61,7 @@ def test_memory_adds_up() -> None:
             assert min(used, free, reserved) >= 0
 
 
-@pytest.mark.parametrize("cadence", list(Cadence))
+@pytest.mark.parametrize("cadence", [Cadence.FAST, Cadence.MEDIUM, Cadence.SLOW])
 def test_a_data_centre_gpu_has_every_metric_and_a_consumer_one_not(cadence: Cadence) -> None:
     valid = np.atleast_1d(run(cadence, 3)[0].valid.any(axis=1))
     missing = {

@@ -48,6 +48,7 @@ def source_of(config: Config) -> Source:
         Cadence.FAST: config.collector.fast_hz,
         Cadence.MEDIUM: config.collector.medium_hz,
         Cadence.SLOW: config.collector.slow_hz,
+        Cadence.DRAIN: config.collector.drain_hz,
     }
     periods_ns = {cadence: round(NS_PER_S / hz) for cadence, hz in rates_hz.items()}
     return open_source(config.source, periods_ns)

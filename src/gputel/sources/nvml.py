@@ -15,7 +15,7 @@ from typing import Any, Final
 from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
 from gputel.errors import SourceUnavailable
-from gputel.inventory import Event, EventKind, Gpu
+from gputel.inventory import Event, EventKind, Gpu, ProcessSample
 from gputel.limits import GPUS_PER_NODE_MAX
 from gputel.sources.nvml_device import TIMEOUT, UNSUPPORTED, Device, GpuLost
 from gputel.sources.nvml_inventory import describe, text
@@ -135,8 +135,8 @@ class Nvml:
             _log.warning("nvml: %s: XID errors stay unseen: %s", slot.gpu.uuid, error)
 
     def cadences(self) -> Mapping[Cadence, int]:
-        """All three, with the configured periods."""
-        return self._periods_ns
+        """All but DRAIN, with the configured periods."""
+        return {c: period for c, period in self._periods_ns.items() if c is not Cadence.DRAIN}
 
     def sweep(self, cadence: Cadence, time_ns: int, rings: Rings, lateness_us: int = 0) -> bool:
         """One row of every GPU that answers."""
@@ -239,6 +239,10 @@ class Nvml:
                 slot.device.xid_last = xid
         now_ns = self._clock.time_ns() // 1000 * 1000
         self._events.append(Event(now_ns, EventKind.XID, uuid, xid, f"XID {xid}"))
+
+    def processes(self) -> Sequence[ProcessSample]:
+        """None are read."""
+        return ()
 
     @property
     def exhausted(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Final
 
 from gputel.catalog import Cadence
 from gputel.clock import NS_PER_MS, NS_PER_S, NS_PER_US
-from gputel.inventory import Event, Gpu
+from gputel.inventory import Event, Gpu, ProcessSample
 from gputel.sources.replay_file import ReplayFile
 from gputel.sources.source import Rings
 from gputel.sources.steps import Row, steps
@@ -120,6 +120,10 @@ class Replay:
 
     def events(self) -> Sequence[Event]:
         """A recorded file has none."""
+        return ()
+
+    def processes(self) -> Sequence[ProcessSample]:
+        """None are read."""
         return ()
 
     @property

@@ -16,7 +16,7 @@ from typing import Final
 from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.clock import NS_PER_MS, NS_PER_S
 from gputel.errors import InputError
-from gputel.inventory import Event, EventKind, Gpu, synthetic_uuid
+from gputel.inventory import Event, EventKind, Gpu, ProcessSample, synthetic_uuid
 from gputel.limits import KIB, MIB
 from gputel.sources.sim_profiles import PROFILES, Profile, profile_of
 from gputel.sources.source import Rings
@@ -232,8 +232,8 @@ class Simulator:
         return tuple(self._gpus)
 
     def cadences(self) -> Mapping[Cadence, int]:
-        """All three, with the configured periods."""
-        return self._periods_ns
+        """All but DRAIN: the model has no buffer of samples."""
+        return {c: period for c, period in self._periods_ns.items() if c is not Cadence.DRAIN}
 
     def sweep(self, cadence: Cadence, time_ns: int, rings: Rings, lateness_us: int = 0) -> bool:
         """One row a GPU, of the state at the last refresh before `time_ns`."""
@@ -266,6 +266,10 @@ class Simulator:
         """ECC errors since the last call."""
         events, self._events = self._events, []
         return events
+
+    def processes(self) -> Sequence[ProcessSample]:
+        """None are read."""
+        return ()
 
     @property
     def exhausted(self) -> bool:

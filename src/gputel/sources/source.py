@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from gputel.catalog import Cadence, MetricSet
-from gputel.inventory import Event, Gpu
+from gputel.inventory import Event, Gpu, ProcessSample
 from gputel.kernels import Ring
 
 Rings = Mapping[MetricSet, Ring]
@@ -47,6 +47,10 @@ class Source(Protocol):
 
     def events(self) -> Sequence[Event]:
         """What happened since the last call."""
+        ...
+
+    def processes(self) -> Sequence[ProcessSample]:
+        """The processes seen by the slow sweeps since the last call; () when none are asked for."""
         ...
 
     @property
