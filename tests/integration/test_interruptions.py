@@ -97,6 +97,18 @@ async def test_a_release_interrupted(store: Store, claims: Claims) -> None:
         await other.close()
 
 
+async def test_a_release_waits_for_the_claim_that_is_being_taken(
+    store: Store, claims: Claims
+) -> None:
+    assert await claims.acquire("telemetry", 1)
+    await asyncio.gather(claims.acquire("telemetry", 0), claims.release("telemetry", 0))
+    other = Claims(store, SYSTEM_CLOCK)
+    try:
+        assert await asyncio.wait_for(other.acquire("telemetry", 0), 5)
+    finally:
+        await other.close()
+
+
 async def in_session(store: Store, work: Callable[[Connection], Awaitable[Any]]) -> None:
     async with store.session() as session, session.transaction():
         await work(session)

@@ -86,7 +86,7 @@ async def test_minutes_stored_a_row_a_metric_become_arrays(store: Store) -> None
     async with store.session() as session:
         assert await session.fetchval("SELECT count(*) FROM rollup_1m") == 2
         found = await session.fetch("SELECT metric, n, min, max, sum FROM gpu_minute ORDER BY n")
-        (ids,) = await session.fetchrow("SELECT metric_ids FROM gpu") or ()
+        ids = await session.fetchval("SELECT metric_ids FROM gpu")
         indexed = await session.fetchval(
             "SELECT count(*) FROM pg_indexes WHERE tablename = 'rollup_1m_p202510090000'"
         )

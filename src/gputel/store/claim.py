@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -60,9 +60,11 @@ class Claims:
         DatabaseUnavailable: try again later.
         """
         while wanted():
-            async with self._locked() as session:
-                if await self._lock(session, topic, partition):
-                    return await _take(session, topic, partition)
+            async with self._busy:
+                session = await self._open()
+                with self._guarded(session):
+                    if await self._lock(session, topic, partition):
+                        return await _take(session, topic, partition)
             await self._clock.sleep(POLL_S)
         return None
 
@@ -77,17 +79,17 @@ class Claims:
 
     async def release(self, topic: str, partition: int) -> None:
         """Let another sink have the partition."""
-        # A session that is gone, or that can't be asked, has released everything.
-        if (topic, partition) not in self._held or not self.alive:
-            self._held.discard((topic, partition))
-            return
-        with contextlib.suppress(DatabaseUnavailable):
-            async with self._locked() as session:
-                if (topic, partition) in self._held:
+        async with self._busy:
+            if (topic, partition) not in self._held:
+                return
+            session = self._session
+            # A session that is gone, or that can't be asked, has released everything.
+            if session is not None and not session.is_closed():
+                with contextlib.suppress(DatabaseUnavailable), self._guarded(session):
                     await session.execute(
                         "SELECT pg_advisory_unlock($1)", lock_key(topic, partition)
                     )
-                    self._held.discard((topic, partition))
+            self._held.discard((topic, partition))
 
     @property
     def alive(self) -> bool:
@@ -105,26 +107,24 @@ class Claims:
                 except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                     session.terminate()
 
-    @contextlib.asynccontextmanager
-    async def _locked(self) -> AsyncGenerator[Connection]:
-        """The session, for one user at a time.
+    async def _open(self) -> Connection:
+        if self._session is None or self._session.is_closed():
+            self._held.clear()
+            self._session = await self._store.dedicated()
+        return self._session
 
-        Whatever interrupts its use ends it, and all locks with it: after that nobody knows
-        which it holds.
-        """
-        async with self._busy:
-            if self._session is None or self._session.is_closed():
-                self._held.clear()
-                self._session = await self._store.dedicated()
-            session = self._session
-            try:
-                with translated(self._store.settings), unbroken(session):
-                    yield session
-            except BaseException:
-                session.terminate()
-                self._session = None
-                self._held.clear()
-                raise
+    @contextlib.contextmanager
+    def _guarded(self, session: Connection) -> Generator[None]:
+        """Whatever interrupts the use of the session ends it, and with it all locks: after
+        that nobody knows which it holds."""
+        try:
+            with translated(self._store.settings), unbroken(session):
+                yield
+        except BaseException:
+            session.terminate()
+            self._session = None
+            self._held.clear()
+            raise
 
 
 async def _take(session: Connection, topic: str, partition: int) -> Claim:

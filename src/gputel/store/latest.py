@@ -75,8 +75,8 @@ async def latest_values(
     """The newest value of each of `metrics`, all of `metric_set`; of all GPUs where None."""
     found: dict[tuple[int, Metric], _Candidate] = {}
     recent: list[_Wanted] = []
-    # Up to when a metric of a GPU is known to have no newer value than what is found.
-    known_ns: dict[tuple[int, Metric], int] = {}
+    # What is found is the newest value when it is at least this late.
+    since_ns: dict[tuple[int, Metric], int] = {}
     for row in await _newest_rows(session, metric_set, metrics, gpu_ids):
         gpu_id, metric_ids, minute, time, epoch, sequence, *values = row
         row_ns = None if time is None else to_ns(time)
@@ -88,13 +88,13 @@ async def latest_values(
                 found[gpu_id, metric] = _Candidate(row_ns, epoch, sequence, value)
             if in_chunks:
                 recent.append(_Wanted(gpu_id, metric, minute))
-            ends = [row_ns or 0, to_ns(minute) if in_chunks else 0]
-            known_ns[gpu_id, metric] = max(ends)
+            minute_ns = to_ns(minute) if in_chunks else 0
+            since_ns[gpu_id, metric] = max(row_ns or 0, minute_ns)
     await _from_chunks(session, metric_set, recent, found)
     unsettled: dict[Metric, list[int]] = {}
-    for (gpu_id, metric), since_ns in known_ns.items():
+    for (gpu_id, metric), time_ns in since_ns.items():
         newest = found.get((gpu_id, metric))
-        if newest is None or newest.time_ns < since_ns:
+        if newest is None or newest.time_ns < time_ns:
             unsettled.setdefault(metric, []).append(gpu_id)
     wanted: list[_Wanted] = []
     for metric, ids in unsettled.items():
