@@ -12,7 +12,7 @@ from gputel import limits, wire
 from gputel.batch import Batch
 from gputel.catalog import METRIC_SETS, MetricSet
 from gputel.errors import ChunkCorrupt, FrameCorrupt
-from gputel.inventory import Event
+from gputel.inventory import Event, ProcessSample
 from gputel.store import schema
 from gputel.store.hot import Int64s
 from gputel.store.inventory import Identity, Sighting, unknown
@@ -48,6 +48,7 @@ class Content:
     pieces: tuple[Piece, ...]
     sightings: tuple[Sighting, ...]
     events: tuple[Event, ...]
+    processes: tuple[ProcessSample, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,10 @@ def read_message(message: Message, now_ns: int) -> Content | Poison:
             for gpu in frame.gpus
             for chunk in gpu.chunks
         ]
-        for event in frame.events:
-            _check_span(event.time_ns, event.time_ns, now_ns)
+        times = [event.time_ns for event in frame.events]
+        times += [sample.time_ns for sample in frame.processes]
+        for time_ns in times:
+            _check_span(time_ns, time_ns, now_ns)
     except (FrameCorrupt, ChunkCorrupt) as error:
         return Poison(message, f"{type(error).__name__}: {error}")
     return Content(
@@ -78,6 +81,7 @@ def read_message(message: Message, now_ns: int) -> Content | Poison:
         tuple(pieces),
         tuple(_sightings(frame, pieces, now_ns)),
         frame.events,
+        frame.processes,
     )
 
 
@@ -100,11 +104,12 @@ def _sightings(frame: wire.Frame, pieces: Sequence[Piece], now_ns: int) -> list[
     sealed_ns = frame.sealed_at_ns
     if span_problem(sealed_ns, sealed_ns, now_ns) is not None:
         sealed_ns = now_ns
+    times = [(p.identity, int(p.batch.time_ns.min()), int(p.batch.time_ns.max())) for p in pieces]
+    times += [((s.gpu_uuid, frame.node), s.time_ns, s.time_ns) for s in frame.processes]
     spans: dict[Identity, tuple[int, int]] = {}
-    for piece in pieces:
-        first_ns, last_ns = int(piece.batch.time_ns.min()), int(piece.batch.time_ns.max())
-        before = spans.get(piece.identity, (first_ns, last_ns))
-        spans[piece.identity] = min(before[0], first_ns), max(before[1], last_ns)
+    for identity, first_ns, last_ns in times:
+        before = spans.get(identity, (first_ns, last_ns))
+        spans[identity] = min(before[0], first_ns), max(before[1], last_ns)
     found = []
     for gpu in frame.inventory:
         span = spans.pop((gpu.uuid, frame.node), (sealed_ns, sealed_ns))
@@ -150,5 +155,7 @@ def needed_partitions(contents: Sequence[Content]) -> dict[str, list[Int64s]]:
         needs[schema.hot_table(metric_set)] = [piece.batch.time_ns for _, piece in pieces]
     chunks = [piece.batch.time_ns for _, piece in chunk_pieces(contents)]
     needs["sample_chunk"] = [times.min(keepdims=True) for times in chunks]
+    processes = [sample.time_ns for content in contents for sample in content.processes]
+    needs["process_sample"] = [np.array(processes, np.int64)] if processes else []
     needs["rollup_1m"] = [np.unique(times // MINUTE_NS) * MINUTE_NS for times in chunks]
     return needs
