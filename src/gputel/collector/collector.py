@@ -21,9 +21,9 @@ from typing import Final
 from gputel.broker import BrokerClient
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
-from gputel.collector import exporter
+from gputel.collector.exporter import renderer
 from gputel.collector.batcher import Batcher, Framer
-from gputel.collector.latest import Latest
+from gputel.collector.exporter.latest import Latest
 from gputel.collector.outbox import Outbox
 from gputel.collector.sampler import Sampler
 from gputel.collector.settings import CollectorSettings
@@ -205,7 +205,7 @@ class Collector:
 
     def exposition(self) -> bytes:
         """The latest values in Prometheus text format."""
-        return exporter.render(self.latest, self._clock.monotonic_ns())
+        return renderer.render(self.latest, self._clock.monotonic_ns())
 
     def _describe(self, telemetry: Telemetry, health: Health) -> None:
         counter, gauge = telemetry.observe_counter, telemetry.observe_gauge

@@ -7,7 +7,7 @@ doubles as %f, a missing value has no row.
 from __future__ import annotations
 
 from gputel.catalog import METRICS, Dcgm
-from gputel.collector.latest import Latest
+from gputel.collector.exporter.latest import Latest
 from gputel.inventory import Gpu
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
