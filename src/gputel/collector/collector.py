@@ -21,10 +21,11 @@ from typing import Final
 from gputel.broker import BrokerClient
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
-from gputel.collector.exporter import renderer
 from gputel.collector.batcher import Batcher, Framer
+from gputel.collector.exporter import renderer
 from gputel.collector.exporter.latest import Latest
 from gputel.collector.outbox import Outbox
+from gputel.collector.processes import ProcessAccounting
 from gputel.collector.sampler import Sampler
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import GputelError
@@ -71,6 +72,16 @@ class Collector:
         self.gpus: Sequence[Gpu] = ()
         self.latest = Latest(())
         self.outbox: Outbox | None = None
+        self.processes: ProcessAccounting | None = None
+        if settings.processes:
+            self.processes = ProcessAccounting(
+                source,
+                clock,
+                telemetry,
+                period_s=1 / settings.slow_hz,
+                publish=broker is not None,
+            )
+        self._accounting: asyncio.Task[None] | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,6 +126,9 @@ class Collector:
         self._sampler = Sampler(
             self.source, self.rings, self._swept, self._observe_late_s, self._clock
         )
+        if self.processes is not None:
+            self.processes.watch(self.gpus)
+            self._accounting = asyncio.create_task(self.processes.run(), name="processes")
         self._pump = asyncio.create_task(self._run(), name="collector-pump")
         self._sampler.start()
 
@@ -126,9 +140,10 @@ class Collector:
             ended = await asyncio.to_thread(self._sampler.stop, THREAD_DEADLINE_S)
             if not ended:
                 log.warning("the sampler hangs in the driver; leaving it behind")
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+        tasks = [task for task in (self._pump, self._accounting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._sampler is not None:
             with contextlib.suppress(GputelError):
                 await self._last_words()
@@ -200,6 +215,9 @@ class Collector:
         events = self.outbox.owed_events(wall_ns) + events
         for draft in self._framer.frames(sealed, events, wall_ns, repeat=self._live):
             await self.outbox.send(draft, wall_ns)
+        if self.processes is not None:
+            for draft in self._framer.process_frames(self.processes.take()):
+                await self.outbox.send(draft, wall_ns)
 
     # -- what it says of itself --------------------------------------------------------
 

@@ -51,7 +51,7 @@ def source_of(config: Config) -> Source:
         Cadence.DRAIN: config.collector.drain_hz,
     }
     periods_ns = {cadence: round(NS_PER_S / hz) for cadence, hz in rates_hz.items()}
-    return open_source(config.source, periods_ns)
+    return open_source(config.source, periods_ns, processes=config.collector.processes)
 
 
 def reason(kind: str, source: Source) -> str:
