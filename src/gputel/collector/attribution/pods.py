@@ -11,7 +11,6 @@ import http.client
 import logging
 import re
 import ssl
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -137,24 +136,26 @@ class PodDirectory:
             raise ReadFailed("timeout", f"{self._api} does not answer") from None
         except (OSError, http.client.HTTPException) as error:
             raise ReadFailed("unavailable", f"{self._api}: {error}") from None
+        except ValueError as error:  # a token or a node name that is no header, no query
+            raise ReadFailed("invalid", f"{self._api}: {error}") from None
 
     # -- on the thread -----------------------------------------------------------------
 
     def _list_pods(self, node: str) -> Iterator[tuple[PodName, PodFacts]]:
-        deadline = time.monotonic() + FETCH_DEADLINE_S  # ours ends with the caller's
+        # The caller has given up by then: a server that drips must not keep the thread.
+        deadline_ns = self._clock.monotonic_ns() + round(FETCH_DEADLINE_S * NS_PER_S)
         token = ""
         connection = self._connect()
         try:
             for _ in range(PAGES_MAX):
-                answer = self._get(connection, node, token, deadline)
+                answer = self._get(connection, node, token, deadline_ns)
                 try:
                     for item in answer["items"]:
                         yield self._pod(item["metadata"])
                     token = answer["metadata"].get("continue") or ""
                 except (KeyError, TypeError, AttributeError) as error:
-                    raise ReadFailed(
-                        "invalid", f"{self._api}: no list of pods: {error!r}"
-                    ) from None
+                    text = f"{self._api}: this is no list of pods: {error!r}"
+                    raise ReadFailed("invalid", text) from None
                 if not token:
                     return
             raise ReadFailed("invalid", f"{self._api}: more than {PAGES_MAX} pages of pods")
@@ -166,14 +167,13 @@ class PodDirectory:
         host = url.hostname or ""
         if url.scheme == "http":
             return http.client.HTTPConnection(host, url.port, timeout=SOCKET_TIMEOUT_S)
-        authority = self._account_dir / "ca.crt"
-        context = ssl.create_default_context(cafile=str(authority) if authority.exists() else None)
+        context = ssl.create_default_context(cafile=str(self._account_dir / "ca.crt"))
         return http.client.HTTPSConnection(
             host, url.port, timeout=SOCKET_TIMEOUT_S, context=context
         )
 
     def _get(
-        self, connection: http.client.HTTPConnection, node: str, token: str, deadline: float
+        self, connection: http.client.HTTPConnection, node: str, token: str, deadline_ns: int
     ) -> Any:
         query = {
             "fieldSelector": f"spec.nodeName={node}",
@@ -181,12 +181,9 @@ class PodDirectory:
             **({"continue": token} if token else {"resourceVersion": "0"}),
         }
         headers = {"Accept": ACCEPT, "User-Agent": "gputel"}
-        # Read each time: the kubelet replaces it long before it expires.
-        try:
+        if isinstance(connection, http.client.HTTPSConnection):  # a token never goes in clear
+            # Read each time: the kubelet replaces it long before it expires.
             secret = (self._account_dir / "token").read_text().strip()
-        except FileNotFoundError:
-            secret = ""
-        if secret:
             headers["Authorization"] = f"Bearer {secret}"
         connection.request("GET", f"/api/v1/pods?{urlencode(query)}", headers=headers)
         response = connection.getresponse()
@@ -203,7 +200,7 @@ class PodDirectory:
             body += block
             if len(body) > ANSWER_BYTES_MAX:
                 raise ReadFailed("invalid", f"{self._api}: more than {ANSWER_BYTES_MAX} bytes")
-            if time.monotonic() > deadline:
+            if self._clock.monotonic_ns() > deadline_ns:
                 raise TimeoutError
         try:
             return orjson.loads(body)
