@@ -102,8 +102,9 @@ def _report(error: GputelError, arguments: argparse.Namespace) -> int:
             import traceback
 
             traceback.print_exc()
-        line = " ".join(str(error).split())
-        print(f"gputel: error: {line}", file=sys.stderr)
+        for problem in getattr(error, "problems", (str(error),)):
+            line = " ".join(problem.split())
+            print(f"gputel: error: {line}", file=sys.stderr)
     return exit_code(error)
 
 
@@ -124,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         service.set_defaults(run=_service, service=name)
         if name == "collector":
             _add_source(service)
+            _add_exporter(service)
         if name == "api":
             _add_http(service)
     _add_doctor(commands)
@@ -164,6 +166,38 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="replay: end with the file (the pipeline stays up); otherwise it is looped",
+    )
+
+
+def _add_exporter(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("exporter", "The short flags are those of dcgm-exporter.")
+    group.add_argument(
+        "--standalone",
+        action="store_true",
+        default=None,
+        help="export only: no broker is needed, and nothing is published",
+    )
+    group.add_argument(
+        "-f", "--collectors", metavar="CSV", help="counter file of dcgm-exporter: FIELD, type, help"
+    )
+    group.add_argument("-a", "--address", metavar="[HOST]:PORT", help="where /metrics is served")
+    group.add_argument("--profile", metavar="NAME", help="names on /metrics: dcgm or gputel")
+    group.add_argument("--hostname-label", metavar="NAME", help="Hostname or hostname")
+    group.add_argument(
+        "-n",
+        "--no-hostname",
+        dest="hostname_label",
+        action="store_const",
+        const="null",
+        help="leave that label out",
+    )
+    group.add_argument("-x", "--xid-count-window-size", metavar="MS", help="default 300000")
+    group.add_argument("--clock-events-count-window-size", metavar="MS", help="default 300000")
+    group.add_argument(
+        "--replace-blanks-in-model-name",
+        action="store_true",
+        default=None,
+        help="put dashes for the blanks in modelName",
     )
 
 
@@ -230,6 +264,20 @@ _FLAGS: Final = {
     "speed": ("source.speed", "--speed"),
     "once": ("source.once", "--once"),
     "http": ("api.listen", "--http"),
+    "standalone": ("collector.standalone", "--standalone"),
+    "collectors": ("exporter.collectors", "--collectors"),
+    "address": ("collector.listen", "--address"),
+    "profile": ("exporter.profile", "--profile"),
+    "hostname_label": ("exporter.hostname_label", "--hostname-label"),
+    "xid_count_window_size": ("exporter.xid_window_ms", "--xid-count-window-size"),
+    "clock_events_count_window_size": (
+        "exporter.clock_events_window_ms",
+        "--clock-events-count-window-size",
+    ),
+    "replace_blanks_in_model_name": (
+        "exporter.replace_blanks_in_model_name",
+        "--replace-blanks-in-model-name",
+    ),
 }
 
 

@@ -15,6 +15,7 @@ from gputel import wire
 from gputel.catalog import METRIC_SETS, Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector import Collector
+from gputel.collector.exporter import Format
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import ProducerFenced
 from gputel.inventory import EventKind
@@ -233,7 +234,7 @@ async def test_live_rows_are_whole_and_stop_drains(telemetry: Telemetry) -> None
     await collector.start()
     await until(lambda: len(broker.made.stored) >= 5)
     assert not any(health.readiness().values())
-    assert b"DCGM_FI_DEV_GPU_TEMP{" in collector.exposition()
+    assert b"DCGM_FI_DEV_GPU_TEMP{" in collector.exporter.page("dcgm", Format.TEXT)
     assert b"gputel_collector_rows_total" in telemetry.exposition()[0]
     await collector.stop()
     found = rows(broker.made.stored)
@@ -274,6 +275,6 @@ async def test_live_losses_are_counted_and_told(telemetry: Telemetry) -> None:
 async def test_without_a_broker_it_is_an_exporter(telemetry: Telemetry) -> None:
     collector = simulated(None, telemetry, Health("collector"))
     await collector.start()
-    await until(lambda: b"DCGM_FI_DEV_POWER_USAGE{" in collector.exposition())
+    await until(lambda: b"DCGM_FI_DEV_POWER_USAGE{" in collector.exporter.page("dcgm", Format.TEXT))
     await collector.stop()
     assert all(not collector.rings[s].pending_rows for s in METRIC_SETS)

@@ -20,25 +20,32 @@ from typing import Final
 
 from gputel.broker import BrokerClient
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
-from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
+from gputel.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK, Clock
+from gputel.collector.attribution import Attribution, AttributionSettings
 from gputel.collector.batcher import Batcher, Framer
-from gputel.collector.exporter import renderer
-from gputel.collector.exporter.latest import Latest
+from gputel.collector.exporter import Exporter, ExporterSettings
 from gputel.collector.outbox import Outbox
 from gputel.collector.processes import ProcessAccounting
 from gputel.collector.sampler import Sampler
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import GputelError
-from gputel.inventory import Gpu
+from gputel.inventory import Event, EventKind, Gpu
 from gputel.kernels import Ring, WhenFull
 from gputel.observe import Health, Telemetry
 from gputel.sources import Source
+from gputel.sources.nvml_mig import mig_parent
 
 log = logging.getLogger(__name__)
 
 FLUSH_DEADLINE_S: Final = 5.0
 THREAD_DEADLINE_S: Final = 3.0
 FINITE_EPOCH: Final = 1
+# A value is stale after three of its periods. A pause of the whole process shall not make a
+# GPU disappear at once, and one whose calls hang shall be down within two seconds.
+STALE_PERIODS: Final = 3
+STALE_S_MIN: Final = 1.5
+# A recording says nothing of its periods.
+REPLAY_STALE_S: Final = 60
 
 
 class Collector:
@@ -53,6 +60,9 @@ class Collector:
         telemetry: Telemetry,
         health: Health,
         clock: Clock = SYSTEM_CLOCK,
+        *,
+        exporter: ExporterSettings = ExporterSettings(),
+        attribution: AttributionSettings | None = None,
     ) -> None:
         self._settings = settings
         self.source = source
@@ -70,7 +80,7 @@ class Collector:
             for metric_set in METRIC_SETS
         }
         self.gpus: Sequence[Gpu] = ()
-        self.latest = Latest(())
+        self.exporter = Exporter(exporter, clock)
         self.outbox: Outbox | None = None
         self.processes: ProcessAccounting | None = None
         if settings.processes:
@@ -81,6 +91,12 @@ class Collector:
                 period_s=1 / settings.slow_hz,
                 publish=broker is not None,
             )
+            self.exporter.add(self.processes)
+        self.attribution: Attribution | None = None
+        if attribution is not None and attribution.mode != "off":
+            mig_lookup = mig_parent if source.name == "nvml" else None
+            self.attribution = Attribution(attribution, clock, telemetry, mig_lookup)
+            self.exporter.add(self.attribution)
         self._accounting: asyncio.Task[None] | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -111,7 +127,8 @@ class Collector:
         """Open the source and begin. SourceUnavailable, InputError."""
         self._loop = asyncio.get_running_loop()
         self.gpus = await asyncio.to_thread(self.source.open)
-        self.latest = Latest(self.gpus)
+        self.exporter.inventory(self.gpus)
+        self._expect()
         self._live = self.source.identity is None
         epoch = self._clock.time_ns() if self._live else FINITE_EPOCH
         node = self.gpus[0].node if self.gpus else "unknown"
@@ -129,6 +146,8 @@ class Collector:
         if self.processes is not None:
             self.processes.watch(self.gpus)
             self._accounting = asyncio.create_task(self.processes.run(), name="processes")
+        if self.attribution is not None:
+            self.attribution.start(lambda: self.gpus)
         self._pump = asyncio.create_task(self._run(), name="collector-pump")
         self._sampler.start()
 
@@ -144,6 +163,8 @@ class Collector:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self.attribution is not None:
+            await self.attribution.stop()
         if self._sampler is not None:
             with contextlib.suppress(GputelError):
                 await self._last_words()
@@ -207,8 +228,9 @@ class Collector:
         sealed = self._batcher.seal()
         now_ns = self._clock.monotonic_ns()
         for part in sealed:
-            self.latest.update(part.slot, part.batch, now_ns)
+            self.exporter.update(part.slot, part.batch, now_ns)
         events = list(self.source.events())
+        self._export(events, now_ns)
         if self.outbox is None:
             return
         wall_ns = self._clock.time_ns()
@@ -219,11 +241,24 @@ class Collector:
             for draft in self._framer.process_frames(self.processes.take()):
                 await self.outbox.send(draft, wall_ns)
 
-    # -- what it says of itself --------------------------------------------------------
+    def _export(self, events: Sequence[Event], now_ns: int) -> None:
+        self.exporter.observe(events, now_ns)
+        if any(event.kind is EventKind.DEMOTED for event in events):
+            self._expect()
 
-    def exposition(self) -> bytes:
-        """The latest values in Prometheus text format."""
-        return renderer.render(self.latest, self._clock.monotonic_ns())
+    def _expect(self) -> None:
+        """Tell the exporter how long a value lives."""
+        periods_ns = {} if self._replay else self.source.cadences()
+        unknown_ns = REPLAY_STALE_S * NS_PER_S // STALE_PERIODS
+        stale_ns = {}
+        for metric_set in METRIC_SETS:
+            known_ns = unknown_ns * (2 if metric_set.cadence is Cadence.SLOW else 1)
+            life_ns = STALE_PERIODS * periods_ns.get(metric_set.cadence, known_ns)
+            waits_ns = self._settings.flush_ms * NS_PER_MS
+            stale_ns[metric_set] = max(life_ns, round(STALE_S_MIN * NS_PER_S)) + waits_ns
+        self.exporter.expect(stale_ns)
+
+    # -- what it says of itself --------------------------------------------------------
 
     def _describe(self, telemetry: Telemetry, health: Health) -> None:
         counter, gauge = telemetry.observe_counter, telemetry.observe_gauge
@@ -259,6 +294,11 @@ class Collector:
             lambda: int(bool(self.outbox and self.outbox.publisher.connected)),
         )
         gauge("gputel_collector_gpus", "GPUs of the source", lambda: len(self.gpus))
+        counter(
+            "gputel_exporter_refused_codes",
+            "XIDs and clock events of a GPU that had too many different ones to count",
+            lambda: self.exporter.xids.refused + self.exporter.clock_events.refused,
+        )
         for name, help_, field in (
             ("gputel_collector_sweeps", "Sweeps done", "swept"),
             ("gputel_collector_missed_ticks", "Ticks that were overdue by a period", "missed"),

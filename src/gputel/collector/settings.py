@@ -29,8 +29,10 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     #: Sink workers, each with its own share of the partitions.
     worker_count: Annotated[int, msgspec.Meta(ge=1, le=limits.PARTITIONS_MAX)] = 3
 
-    #: The node exporter: /metrics, /healthz, /readyz.
+    #: The node exporter: /metrics, /metrics/collector, /health, /healthz, /readyz.
     listen: str = "127.0.0.1:9400"
+    #: Export only: no broker is needed, and nothing is published.
+    standalone: bool = False
     #: Sampling rate of each cadence class.
     fast_hz: Hz = 10
     medium_hz: Hz = 1

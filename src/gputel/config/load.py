@@ -34,13 +34,26 @@ LISTENERS: Final = (
     ("collector", "listen"),
 )
 MASK: Final = "********"
+#: dcgm-exporter's variables that mean something here, so that its manifests can be kept.
+DCGM_EXPORTER: Final[Mapping[str, KeyPath]] = {
+    "DCGM_EXPORTER_LISTEN": ("collector", "listen"),
+    "DCGM_EXPORTER_COLLECTORS": ("exporter", "collectors"),
+    "DCGM_EXPORTER_NO_HOSTNAME": ("exporter", "hostname_label"),
+    "DCGM_EXPORTER_REPLACE_BLANKS_IN_MODEL_NAME": ("exporter", "replace_blanks_in_model_name"),
+    "DCGM_EXPORTER_XID_COUNT_WINDOW_SIZE": ("exporter", "xid_window_ms"),
+    "DCGM_EXPORTER_CLOCK_EVENTS_COUNT_WINDOW_SIZE": ("exporter", "clock_events_window_ms"),
+}
 
 Values = dict[KeyPath, Given]
 
 
 def read_environment() -> dict[str, str]:
-    """The process's `GPUTEL_*` variables."""
-    return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+    """The process's `GPUTEL_*` variables, and dcgm-exporter's as far as they are known here."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(PREFIX) or name in DCGM_EXPORTER
+    }
 
 
 def default_data_dir() -> Path:
@@ -61,7 +74,7 @@ def load(
 ) -> Config:
     """The effective configuration; ConfigError for the first thing that is wrong.
 
-    environment    `GPUTEL_*` variables; the process's own when None
+    environment    `GPUTEL_*` and dcgm-exporter's variables; the process's own when None
     flags          dotted path -> (flag as the user typed it, value)
     """
     tree = read_yaml(file) if file else {}
@@ -144,6 +157,13 @@ def _from_tree(
 def _from_environment(
     environment: Mapping[str, str], values: Values, errors: list[ConfigError]
 ) -> None:
+    for variable, path in DCGM_EXPORTER.items():
+        value = environment.get(variable, "")
+        if variable == "DCGM_EXPORTER_NO_HOSTNAME":
+            # It is a switch there, the name of the label here.
+            value = "null" if value.lower() in ("1", "t", "true") else ""
+        if value:
+            values[path] = Given(value, variable, text=True)
     names = {PREFIX + "__".join(path).upper(): path for path in KEYS}
     for variable, value in sorted(environment.items()):
         if variable in RESERVED or not variable.startswith(PREFIX):

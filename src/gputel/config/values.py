@@ -76,7 +76,9 @@ def convert(path: Path, given: Given) -> Any:
     value = given.value
     if path == ("source", "speed") and value == "max":
         value = 0
-    if given.text and path == ("stream", "origins"):
+    if path == ("collector", "listen") and isinstance(value, str) and value.startswith(":"):
+        value = f"0.0.0.0{value}"  # dcgm-exporter's way to say: on all addresses
+    if given.text and _is_list(path):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if given.text and value in ("", "null") and _optional(path):
         return None
@@ -97,6 +99,10 @@ def allowed_text(path: Path) -> str:
     if path in _ALLOWED:
         return ", ".join(_ALLOWED[path])
     return describe(KEYS[path]) + (" or max" if path == ("source", "speed") else "")
+
+
+def _is_list(path: Path) -> bool:
+    return isinstance(inspect.type_info(KEYS[path]), inspect.VarTupleType)
 
 
 def _optional(path: Path) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import falcon
@@ -62,14 +62,13 @@ class HttpServer:
         self._server = _Uvicorn(
             uvicorn.Config(
                 app,
-                http="httptools",
                 loop="none",
                 lifespan="off",
                 access_log=False,
                 log_config=None,
                 server_header=False,
                 timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
-                **{"ws": "none", **options},
+                **{"http": "httptools", "ws": "none", **options},
             )
         )
         self._task: asyncio.Task[None] | None = None
@@ -101,17 +100,12 @@ class HttpServer:
 
 
 class _Metrics:
-    def __init__(self, telemetry: Telemetry, more: Callable[[], bytes] | None) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
-        self._more = more
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        if self._more is None:
-            accept = req.get_header("Accept") or ""
-            resp.data, resp.content_type = self._telemetry.exposition(accept)
-        else:
-            own, resp.content_type = self._telemetry.exposition()
-            resp.data = self._more() + own
+        accept = req.get_header("Accept") or ""
+        resp.data, resp.content_type = self._telemetry.exposition(accept)
 
 
 class _Checks:
@@ -143,15 +137,11 @@ def status_app(
     health: Health,
     app: App | None = None,
     *,
-    more: Callable[[], bytes] | None = None,
+    metrics_path: str = "/metrics",
 ) -> App:
-    """Add /metrics, /healthz and /readyz to `app` (or to a new one).
-
-    `more` renders families that stand before our own, in Prometheus' text format; with it
-    that format is the only one.
-    """
+    """Add /metrics, /healthz and /readyz to `app` (or to a new one)."""
     app = app or falcon.asgi.App()
-    app.add_route("/metrics", _Metrics(telemetry, more))
+    app.add_route(metrics_path, _Metrics(telemetry))
     app.add_route("/healthz", _Checks(health, readiness=False))
     app.add_route("/readyz", _Checks(health, readiness=True))
     return app

@@ -6,6 +6,7 @@ from gputel import broker
 from gputel.catalog import Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector.collector import Collector
+from gputel.collector.exporter import OWN_METRICS_PATH, exporter_app
 from gputel.config import Config
 from gputel.services.process import Process
 from gputel.sources import Source
@@ -16,7 +17,9 @@ async def serve(process: Process) -> None:
     """Sample, publish and export until told to stop; a finite source leaves us running."""
     config = process.config
     source = source_of(config)
-    client = await broker.connect(config.message_queue.address)
+    client = None
+    if not config.collector.standalone:
+        client = await broker.connect(config.message_queue.address)
     try:
         collector = Collector(
             config.collector,
@@ -25,8 +28,14 @@ async def serve(process: Process) -> None:
             config.message_queue.topic,
             process.telemetry,
             process.health,
+            exporter=config.exporter,
+            attribution=config.attribution,
         )
-        async with process.status_port(config.collector.listen, collector.exposition) as status:
+        own = process.telemetry if config.exporter.own_metrics else None
+        app = exporter_app(collector.exporter, config.exporter.profile, own)
+        async with process.status_port(
+            config.collector.listen, app, metrics_path=OWN_METRICS_PATH
+        ) as status:
             await collector.start()
             try:
                 facts = {
@@ -39,7 +48,8 @@ async def serve(process: Process) -> None:
             finally:
                 await collector.stop()
     finally:
-        await client.close()
+        if client is not None:
+            await client.close()
 
 
 def source_of(config: Config) -> Source:

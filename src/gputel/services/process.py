@@ -24,6 +24,8 @@ import uvloop
 from gputel.config import Config, default_data_dir, parse_address
 from gputel.errors import GputelError
 from gputel.observe import Health, HttpServer, Telemetry, bind, configure_logging, status_app
+from gputel.observe.guard import Guard
+from gputel.observe.http import App
 from gputel.services.announcement import Announcement, encode_failure, encode_ready
 
 log = logging.getLogger(__name__)
@@ -85,14 +87,20 @@ class Process:
 
     @contextlib.asynccontextmanager
     async def status_port(
-        self, listen: str, more: Callable[[], bytes] | None = None
+        self, listen: str, app: App | None = None, *, metrics_path: str = "/metrics"
     ) -> AsyncGenerator[HttpServer, None]:
-        """/metrics (with `more` before our own), /healthz and /readyz on `listen`; yields
+        """`metrics_path`, /healthz and /readyz on `listen`, beside the routes of `app`; yields
         the running server."""
         address = parse_address(listen)
         sock = bind(self.service, address.host, address.port)
-        app = status_app(self.telemetry, self.health, more=more)
-        server = HttpServer(self.service, app, sock)
+        app = status_app(self.telemetry, self.health, app, metrics_path=metrics_path)
+        guard = Guard()
+        self.telemetry.observe_counter(
+            "gputel_http_aborted_connections",
+            "Connections cut off: too slow, too long a header, or too many",
+            lambda: [(count, {"reason": reason}) for reason, count in guard.aborted.items()],
+        )
+        server = HttpServer(self.service, app, sock, http=guard.protocol())
         await server.start()
         try:
             yield server

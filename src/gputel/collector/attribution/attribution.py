@@ -41,16 +41,16 @@ class Reading:
 
     def failed(self, failure: ReadFailed) -> None:
         """Count; log what is new."""
-        self.errors[failure.reason] = self.errors.get(failure.reason, 0) + 1
-        if self.failure is None or self.failure.reason != failure.reason:
-            # A machine without Kubernetes is no news.
-            quiet = failure.reason == "absent" and self.read_ns is None
-            log.log(logging.DEBUG if quiet else logging.WARNING, "attribution: %s", failure)
+        # A machine without Kubernetes has no error.
+        if failure.reason != "absent" or self.read_ns is not None:
+            self.errors[failure.reason] = self.errors.get(failure.reason, 0) + 1
+            if self.failure is None or self.failure.reason != failure.reason:
+                log.warning("attribution: %s", failure)
         self.failure = failure
 
     def answered(self, assignments: list[Assignment], now_ns: int) -> None:
         """Remember."""
-        if self.failure is not None and self.failure.reason != "absent":
+        if self.failure is not None and self.errors:
             log.info("attribution: %s answers again", self.origin.name)
         self.failure = None
         self.assignments, self.read_ns = assignments, now_ns

@@ -1,45 +1,168 @@
-"""The latest value of every metric of every GPU, for the exporter: a scrape asks no driver."""
+"""The latest value of every metric of every GPU: a scrape asks no driver.
+
+    cells       8 bytes a metric, in the metric's own storage (f32 widened to f64)
+
+                  gpu 0   | m0 | m1 | m2 | ... | m69 |     columns as in COLUMN
+                  gpu 1   | m0 | m1 | m2 | ... | m69 |
+    arrived_ns  int64, the same shape: when the value in the cell arrived, monotonic
+
+It lives on one thread, and an update is over before anybody looks: what a reader sees
+belongs together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from gputel.batch import Batch
-from gputel.catalog import Cadence, Metric
-from gputel.clock import NS_PER_S
-from gputel.inventory import Gpu
+from gputel.catalog import BY_NAME, METRIC_SETS, MetricSet
+from gputel.inventory import Event, EventKind, Gpu
 
-STALE_S: Final = 60.0
+#: Metric to its column.
+COLUMN: Final = {
+    metric: number
+    for number, metric in enumerate(metric for s in METRIC_SETS for metric in s.metrics)
+}
+#: Storage code to the type a cell is read as.
+VIEWS: Final[Mapping[str, np.dtype[Any]]] = {
+    "f": np.dtype("<f8"),
+    "d": np.dtype("<f8"),
+    "q": np.dtype("<i8"),
+    "Q": np.dtype("<u8"),
+}
+NEVER_NS: Final = -(2**62)
+XID_COLUMN: Final = COLUMN[BY_NAME["xid_last"]]
+
+_GONE: Final = frozenset({EventKind.LOST, EventKind.STALLED, EventKind.REMOVED})
+_BACK: Final = frozenset({EventKind.RESTORED, EventKind.ADDED})
+
+
+class _Layout:
+    """Where the metrics of a set lie in a row of cells, and how they are packed."""
+
+    def __init__(self, metric_set: MetricSet) -> None:
+        first = COLUMN[metric_set.metrics[0]]
+        self.cells = slice(first, first + len(metric_set.metrics))
+        self.row = np.zeros(len(metric_set.metrics), np.int64)
+        self.pack = struct.Struct("<" + metric_set.storages.replace("f", "d")).pack_into
 
 
 class Latest:
-    """One slot a GPU. A value is stale some time after it last *arrived*: a replay carries
-    old times."""
+    """One row of cells a GPU. A value is stale some time after it *arrived*: a replay
+    carries old times.
 
-    def __init__(self, gpus: Sequence[Gpu]) -> None:
+    `generation` changes with the GPUs, `version` with anything that can be seen.
+    """
+
+    def __init__(self) -> None:
+        self.gpus: list[Gpu] = []
+        self.generation = 0
+        self.version = 0
+        self._slots: dict[str, int] = {}
+        self.cells: npt.NDArray[np.int64] = np.zeros((0, len(COLUMN)), np.int64)
+        self._arrived_ns: npt.NDArray[np.int64] = np.zeros((0, len(COLUMN)), np.int64)
+        self._set_arrived_ns: npt.NDArray[np.int64] = np.zeros((0, len(METRIC_SETS)), np.int64)
+        self._lost: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._xid_seen: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._layouts = {metric_set: _Layout(metric_set) for metric_set in METRIC_SETS}
+        self._number = {metric_set: n for n, metric_set in enumerate(METRIC_SETS)}
+        self._stale_ns = np.zeros(len(METRIC_SETS), np.int64)
+        self._cell_stale_ns = np.zeros(len(COLUMN), np.int64)
+        self._fastest_first: Sequence[int] = ()
+
+    def expect(self, stale_ns: Mapping[MetricSet, int]) -> None:
+        """Say after how long without news the values of each set are stale."""
+        for metric_set, number in self._number.items():
+            self._stale_ns[number] = stale_ns[metric_set]
+            self._cell_stale_ns[self._layouts[metric_set].cells] = stale_ns[metric_set]
+        self._fastest_first = np.argsort(self._stale_ns, kind="stable").tolist()
+        self.version += 1
+
+    def inventory(self, gpus: Sequence[Gpu]) -> None:
+        """Take the GPUs as they are known now: slots never move, new ones come at the end."""
+        more = len(gpus) - len(self.gpus)
+        assert more >= 0, "a slot is never taken back"
         self.gpus = list(gpus)
-        self._values: list[dict[Metric, tuple[int | float, int]]] = [{} for _ in gpus]
+        self._slots = {gpu.uuid: slot for slot, gpu in enumerate(gpus)}
+        self.cells = np.pad(self.cells, ((0, more), (0, 0)))
+        never = ((0, more), (0, 0))
+        self._arrived_ns = np.pad(self._arrived_ns, never, constant_values=NEVER_NS)
+        self._set_arrived_ns = np.pad(self._set_arrived_ns, never, constant_values=NEVER_NS)
+        self._lost = np.pad(self._lost, (0, more))
+        self._xid_seen = np.pad(self._xid_seen, (0, more))
+        self.generation += 1
+        self.version += 1
+
+    def slot(self, uuid: str) -> int | None:
+        """The slot of a GPU."""
+        return self._slots.get(uuid)
 
     def update(self, slot: int, batch: Batch, now_ns: int) -> None:
         """Take the newest valid value of each column; `now_ns` is monotonic."""
-        values = self._values[slot]
-        n = len(batch)
-        last, bit = (n - 1) // 8, (n - 1) % 8
-        for j, metric in enumerate(batch.metric_set.metrics):
-            if batch.valid[j, last] >> bit & 1:
-                values[metric] = (batch.columns[j][n - 1].item(), now_ns)
-            elif batch.valid[j].any():
-                row = int(np.flatnonzero(batch.mask(j))[-1])
-                values[metric] = (batch.columns[j][row].item(), now_ns)
+        layout = self._layouts[batch.metric_set]
+        last = len(batch) - 1
+        valid = (batch.valid[:, last >> 3] >> (last & 7) & 1).view(np.bool_)
+        # PERF(latest): one struct call for the row. Numpy's way, an assignment a column, costs
+        # four times as much at the few samples a batch has.
+        layout.pack(layout.row, 0, *[column.item(last) for column in batch.columns])
+        if last and not valid.all():
+            valid = self._older(layout, batch, valid)
+        if valid.any():
+            np.copyto(self.cells[slot, layout.cells], layout.row, where=valid)
+            self._arrived_ns[slot, layout.cells][valid] = now_ns
+            self._set_arrived_ns[slot, self._number[batch.metric_set]] = now_ns
+        self.version += 1
 
-    def rows(self, metric: Metric, now_ns: int) -> Iterator[tuple[Gpu, int | float]]:
-        """Every GPU that has a fresh value of `metric`."""
-        # A slow metric is refreshed twice a minute: it lives for three of its periods.
-        stale_ns = int(STALE_S * (2 if metric.cadence is Cadence.SLOW else 1) * NS_PER_S)
-        for gpu, values in zip(self.gpus, self._values, strict=True):
-            found = values.get(metric)
-            if found is not None and now_ns - found[1] <= stale_ns:
-                yield gpu, found[0]
+    @staticmethod
+    def _older(
+        layout: _Layout, batch: Batch, valid: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
+        """Where the newest row has no value, an older row of the batch may."""
+        valid = valid.copy()
+        for j in np.flatnonzero(~valid & batch.valid.any(axis=1)):
+            row = int(np.flatnonzero(batch.mask(int(j)))[-1])
+            storage = batch.metric_set.metrics[j].storage.value
+            layout.row.view(VIEWS[storage])[j] = batch.columns[j][row]
+            valid[j] = True
+        return valid
+
+    def observe(self, events: Iterable[Event]) -> None:
+        """Take what events tell: GPUs that go and come, and the last XID at once."""
+        for event in events:
+            slot = self._slots.get(event.gpu_uuid)
+            if slot is None:
+                continue
+            if event.kind in _GONE:
+                self._lost[slot] = True
+            elif event.kind in _BACK:
+                self._lost[slot] = False
+            elif event.kind is EventKind.XID:
+                self.cells[slot, XID_COLUMN] = event.code
+                self._xid_seen[slot] = True
+            self.version += 1
+
+    def up(self, now_ns: int) -> npt.NDArray[np.bool_]:
+        """bool[gpus]: not lost, and the fastest set that a GPU has ever delivered is fresh."""
+        up = np.zeros(len(self.gpus), np.bool_)
+        silent = ~self._lost
+        for number in self._fastest_first:
+            arrived_ns = self._set_arrived_ns[:, number]
+            judged = silent & (arrived_ns > NEVER_NS)
+            up |= judged & (now_ns - arrived_ns <= self._stale_ns[number])
+            silent &= ~judged
+        return up
+
+    def shown(self, up: npt.NDArray[np.bool_], now_ns: int) -> npt.NDArray[np.bool_]:
+        """bool[gpus, columns]: cells with a fresh value of a GPU that is `up`.
+
+        An XID that an event told stays: it often is the reason why the GPU is down.
+        """
+        shown: npt.NDArray[np.bool_] = now_ns - self._arrived_ns <= self._cell_stale_ns
+        shown &= up[:, np.newaxis]
+        shown[:, XID_COLUMN] |= self._xid_seen
+        return shown

@@ -1,52 +1,170 @@
-"""The node exporter's text: the latest values under dcgm-exporter's default names.
+"""A page of the exporter: text with holes, into which a scrape puts the numbers.
 
-Names, types, units and number formats are those of dcgm-exporter 4.8: integers as %d,
-doubles as %f, a missing value has no row.
+    parts   | HELP, TYPE, name{labels} | 1410 | \\nname{labels} | 1395 | ... | \\n |
+              text                       hole   text             hole        text
+
+HELP lines and labels change with the inventory, a GPU's health or an attribution, the numbers
+ten times a second. So the text is laid out once and kept until one of its causes changes.
 """
 
 from __future__ import annotations
 
-from gputel.catalog import METRICS, Dcgm
-from gputel.collector.exporter.latest import Latest
-from gputel.inventory import Gpu
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+import numpy as np
+import numpy.typing as npt
+
+from gputel.collector.exporter.exposition import (
+    Format,
+    LabelProvider,
+    encode,
+    head,
+    label_text,
+    number_text,
+)
+from gputel.collector.exporter.latest import COLUMN, VIEWS, XID_COLUMN, Latest
+from gputel.collector.exporter.profiles import Described, Profile
+from gputel.collector.exporter.windows import Window
+
+EOF: Final = "# EOF\n"
 
 
-def render(latest: Latest, now_ns: int) -> bytes:
-    """Prometheus text format, one family a metric that has values."""
-    labels = {id(gpu): _labels(gpu) for gpu in latest.gpus}
-    lines: list[str] = []
-    for metric in METRICS:
-        dcgm = metric.dcgm
-        if dcgm is None or not dcgm.default:
-            continue
-        rows = [
-            f"{dcgm.name}{{{labels[id(gpu)]}}} {_number(value, dcgm)}"
-            for gpu, value in latest.rows(metric, now_ns)
+class _Holes(NamedTuple):
+    """The holes of one type of number: cell [rows[i], columns[i]] goes into hole[i]."""
+
+    view: np.dtype[Any]
+    rows: npt.NDArray[np.intp]
+    columns: npt.NDArray[np.intp]
+    divisors: npt.NDArray[Any]
+
+
+class Page:
+    """One profile in one format. `body` is its text at a time; the same bytes object when
+    nothing has changed since the last call."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        form: Format,
+        latest: Latest,
+        xids: Window,
+        clock_events: Window,
+        providers: Sequence[LabelProvider],
+    ) -> None:
+        self._profile = profile
+        self._form = form
+        self._latest = latest
+        self._windows = (xids, clock_events)
+        self._providers = providers
+        self._columns = np.array([COLUMN[c.metric] for c in profile.columns], np.intp)
+        self._layout_key: object = None
+        self._tail_key: object = None
+        self._version = -1
+        self._parts: list[str] = []
+        self._holes: list[_Holes] = []
+        self._order: list[int] = []
+        self._tail = ""
+        self._body = b""
+
+    def body(self, now_ns: int) -> bytes:
+        """The page; `now_ns` is monotonic."""
+        latest = self._latest
+        up = latest.up(now_ns)
+        shown = latest.shown(up, now_ns)[:, self._columns]
+        generations = tuple(provider.generation for provider in self._providers)
+        labelled = (latest.generation, generations)
+        # An XID is in its row's labels too.
+        xids = latest.cells[:, XID_COLUMN].tobytes()
+        layout_key = (labelled, shown.tobytes(), xids)
+        counts = tuple(self._profile.counts(window, now_ns) for window in self._windows)
+        tail_key = (labelled, up.tobytes(), counts)
+        if (layout_key, tail_key, latest.version) == (
+            self._layout_key,
+            self._tail_key,
+            self._version,
+        ):
+            return self._body
+        attributes: list[Mapping[str, str]] = []
+        if layout_key != self._layout_key or tail_key != self._tail_key:
+            attributes = self._attributes()
+        if layout_key != self._layout_key:
+            self._lay_out(shown, attributes)
+        if tail_key != self._tail_key:
+            described = Described(latest.gpus, attributes, up.tolist(), *counts)
+            self._tail = self._render_tail(described)
+        self._layout_key, self._tail_key, self._version = layout_key, tail_key, latest.version
+        numbers = self._numbers()
+        self._parts[1::2] = [numbers[place] for place in self._order]
+        self._body = ("".join(self._parts) + self._tail).encode()
+        return self._body
+
+    def _attributes(self) -> list[Mapping[str, str]]:
+        merged: list[Mapping[str, str]] = []
+        for gpu in self._latest.gpus:
+            attributes: dict[str, str] = {}
+            for provider in self._providers:
+                attributes.update(provider.attributes(gpu))
+            merged.append(attributes)
+        return merged
+
+    def _lay_out(
+        self, shown: npt.NDArray[np.bool_], attributes: Sequence[Mapping[str, str]]
+    ) -> None:
+        """Write the text around the numbers, and note which cell goes into which hole."""
+        gpus = self._latest.gpus
+        labels = [
+            label_text(self._profile.labels(gpu, attributes[slot])) for slot, gpu in enumerate(gpus)
         ]
-        if rows:
-            unit = f" (in {dcgm.unit})" if dcgm.unit else ""
-            lines.append(f"# HELP {dcgm.name} {metric.help}{unit}.")
-            lines.append(f"# TYPE {dcgm.name} {dcgm.type}")
-            lines += rows
-    return ("\n".join(lines) + "\n").encode() if lines else b""
+        parts: list[str] = []
+        cells: dict[np.dtype[Any], list[tuple[int, int, int, int]]] = {}
+        end = ""
+        for j, column in enumerate(self._profile.columns):
+            slots = np.flatnonzero(shown[:, j]).tolist()
+            if slots:
+                end += head(column.name, column.type, column.help, self._form)
+            wanted = cells.setdefault(VIEWS[column.metric.storage.value], [])
+            for slot in slots:
+                text = labels[slot]
+                if column.marks is not None:
+                    marks = column.marks(int(self._latest.cells[slot, self._columns[j]]))
+                    text = label_text(
+                        self._profile.labels(gpus[slot], {**attributes[slot], **marks})
+                    )
+                wanted.append((len(parts) // 2, slot, int(self._columns[j]), column.divisor))
+                parts += (f"{end}{column.name}{{{text}}} ", "")
+                end = "\n"
+        parts.append(end)
+        self._parts = parts
+        self._holes = []
+        holes: list[int] = []
+        for view, found in cells.items():
+            if found:
+                places, rows, columns, divisors = zip(*found, strict=True)
+                holes += places
+                self._holes.append(
+                    _Holes(view, np.array(rows), np.array(columns), np.array(divisors, view))
+                )
+        self._order = np.argsort(holes).tolist()
 
+    def _numbers(self) -> list[str]:
+        """The numbers of all holes, type by type."""
+        texts: list[str] = []
+        for holes in self._holes:
+            values = self._latest.cells.view(holes.view)[holes.rows, holes.columns]
+            if holes.view.kind == "f":
+                text = self._profile.float_text
+                texts += [
+                    text(value) if math.isfinite(value) else number_text(value)
+                    for value in (values / holes.divisors).tolist()
+                ]
+            else:
+                texts += map(str, (values // holes.divisors).tolist())
+        return texts
 
-def _number(value: float, dcgm: Dcgm) -> str:
-    if dcgm.integer:
-        return f"{int(value) // dcgm.divisor:d}"
-    return f"{value / dcgm.divisor:f}"
-
-
-def _labels(gpu: Gpu) -> str:
-    labels = {
-        "gpu": str(gpu.index),
-        "UUID": gpu.uuid,
-        "pci_bus_id": gpu.pci_bus_id,
-        "device": gpu.device or f"nvidia{gpu.index}",
-        "modelName": gpu.model,
-        "Hostname": gpu.node,
-        "DCGM_FI_DRIVER_VERSION": gpu.driver_version,
-    }
-    return ",".join(f'{name}="{text.translate(_ESCAPES)}"' for name, text in labels.items())
+    def _render_tail(self, described: Described) -> str:
+        families = self._profile.tail(described)
+        for provider in self._providers:
+            families += provider.families()
+        return encode(families, self._form) + (EOF if self._form is Format.OPENMETRICS else "")
