@@ -196,12 +196,15 @@ class PodDirectory:
         if response.status != 200:
             raise ReadFailed("unavailable", f"{self._api} answers {response.status}")
         body = bytearray()
-        while block := response.read(READ_BYTES):
+        # read1 returns what has come; read would wait for all of READ_BYTES from a server
+        # that drips, and so never look at the deadline.
+        while block := response.read1(READ_BYTES):
             body += block
             if len(body) > ANSWER_BYTES_MAX:
                 raise ReadFailed("invalid", f"{self._api}: more than {ANSWER_BYTES_MAX} bytes")
             if self._clock.monotonic_ns() > deadline_ns:
                 raise TimeoutError
+        response.close()  # read1 leaves it open, and then no page could follow
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:
