@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -278,3 +279,14 @@ async def test_without_a_broker_it_is_an_exporter(telemetry: Telemetry) -> None:
     await until(lambda: b"DCGM_FI_DEV_POWER_USAGE{" in collector.exporter.page("dcgm", Format.TEXT))
     await collector.stop()
     assert all(not collector.rings[s].pending_rows for s in METRIC_SETS)
+
+
+async def test_values_of_a_source_that_stops_go_stale(telemetry: Telemetry) -> None:
+    collector = simulated(None, telemetry, Health("collector"))
+    await collector.start()
+    await until(lambda: b"DCGM_FI_DEV_POWER_USAGE{" in collector.exporter.page("dcgm", Format.TEXT))
+    up = re.compile(rb"^gputel_gpu_up{.*} (\d)$", re.MULTILINE)
+    assert up.findall(collector.exporter.page("dcgm", Format.TEXT)) == [b"1"] * 3
+    await collector.stop()
+    await until(lambda: up.findall(collector.exporter.page("dcgm", Format.TEXT)) == [b"0"] * 3)
+    assert b"POWER_USAGE" not in collector.exporter.page("dcgm", Format.TEXT)

@@ -24,6 +24,7 @@ from gputel.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK, Clock
 from gputel.collector.attribution import Attribution, AttributionSettings
 from gputel.collector.batcher import Batcher, Framer
 from gputel.collector.exporter import Exporter, ExporterSettings
+from gputel.collector.exporter.latest import lifetime_ns
 from gputel.collector.outbox import Outbox
 from gputel.collector.processes import ProcessAccounting
 from gputel.collector.sampler import Sampler
@@ -40,12 +41,6 @@ log = logging.getLogger(__name__)
 FLUSH_DEADLINE_S: Final = 5.0
 THREAD_DEADLINE_S: Final = 3.0
 FINITE_EPOCH: Final = 1
-# A value is stale after three of its periods. A pause of the whole process shall not make a
-# GPU disappear at once, and one whose calls hang shall be down within two seconds.
-STALE_PERIODS: Final = 3
-STALE_S_MIN: Final = 1.5
-# A recording says nothing of its periods.
-REPLAY_STALE_S: Final = 60
 
 
 class Collector:
@@ -249,14 +244,14 @@ class Collector:
     def _expect(self) -> None:
         """Tell the exporter how long a value lives."""
         periods_ns = {} if self._replay else self.source.cadences()
-        unknown_ns = REPLAY_STALE_S * NS_PER_S // STALE_PERIODS
-        stale_ns = {}
-        for metric_set in METRIC_SETS:
-            known_ns = unknown_ns * (2 if metric_set.cadence is Cadence.SLOW else 1)
-            life_ns = STALE_PERIODS * periods_ns.get(metric_set.cadence, known_ns)
-            waits_ns = self._settings.flush_ms * NS_PER_MS
-            stale_ns[metric_set] = max(life_ns, round(STALE_S_MIN * NS_PER_S)) + waits_ns
-        self.exporter.expect(stale_ns)
+        waits_ns = self._settings.flush_ms * NS_PER_MS
+        self.exporter.expect(
+            {
+                metric_set: lifetime_ns(metric_set.cadence, periods_ns.get(metric_set.cadence))
+                + waits_ns
+                for metric_set in METRIC_SETS
+            }
+        )
 
     # -- what it says of itself --------------------------------------------------------
 

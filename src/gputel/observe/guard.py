@@ -9,6 +9,8 @@ and a bound on the connections.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections import Counter
 from typing import Any, Final
 
@@ -101,4 +103,7 @@ class _Guarded(HttpToolsProtocol):
         self.guard.aborted[reason] += 1
         self._disarm()
         self.connections.discard(self)
+        # With a reset the kernel lets go of what the peer does not read, too.
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()

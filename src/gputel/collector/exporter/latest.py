@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gputel.batch import Batch
-from gputel.catalog import BY_NAME, METRIC_SETS, MetricSet
+from gputel.catalog import BY_NAME, METRIC_SETS, Cadence, MetricSet
+from gputel.clock import NS_PER_S
 from gputel.inventory import Event, EventKind, Gpu
 
 #: Metric to its column.
@@ -38,8 +39,24 @@ VIEWS: Final[Mapping[str, np.dtype[Any]]] = {
 NEVER_NS: Final = -(2**62)
 XID_COLUMN: Final = COLUMN[BY_NAME["xid_last"]]
 
+# A value lives for three of its periods, and through a short pause of the whole process; a GPU
+# whose calls hang shall be down within two seconds.
+LIFE_PERIODS: Final = 3
+LIFE_S_MIN: Final = 1.5
+# A recording says nothing of its periods; common ones are up to 30 s.
+RECORDED_LIFE_S: Final = 60
+RECORDED_SLOW_LIFE_S: Final = 120
+
 _GONE: Final = frozenset({EventKind.LOST, EventKind.STALLED, EventKind.REMOVED})
 _BACK: Final = frozenset({EventKind.RESTORED, EventKind.ADDED})
+
+
+def lifetime_ns(cadence: Cadence, period_ns: int | None) -> int:
+    """How long a value is fresh; None: the period is not known."""
+    if period_ns is None:
+        life_s = RECORDED_SLOW_LIFE_S if cadence is Cadence.SLOW else RECORDED_LIFE_S
+        return life_s * NS_PER_S
+    return max(LIFE_PERIODS * period_ns, round(LIFE_S_MIN * NS_PER_S))
 
 
 class _Layout:
