@@ -23,10 +23,9 @@ from gputel.collector.attribution.pods import (
     PodDirectory,
     PodFacts,
     chosen_labels,
-    compile_patterns,
     label_name,
 )
-from gputel.errors import ConfigError
+from gputel.collector.attribution.settings import compile_patterns
 
 A, B = ("ml", "a"), ("ml", "b")
 
@@ -343,5 +342,5 @@ def test_the_allow_list_chooses_and_nothing_collides() -> None:
 
 
 def test_a_pattern_that_is_none() -> None:
-    with pytest.raises(ConfigError, match=r"attribution\.pod_labels: '\(' is no regular"):
+    with pytest.raises(ValueError, match=r"'\(' is no regular expression"):
         compile_patterns(["ok", "("])

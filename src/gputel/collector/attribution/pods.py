@@ -20,8 +20,8 @@ import orjson
 
 from gputel.clock import NS_PER_S, Clock
 from gputel.collector.attribution.origin import ReadFailed, Reason, bounded
+from gputel.collector.attribution.settings import compile_patterns
 from gputel.collector.blocking import DaemonCaller
-from gputel.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -214,19 +214,6 @@ class PodDirectory:
         labels = chosen_labels(metadata.get("labels") or {}, self._patterns)
         name = bounded(str(metadata["namespace"])), bounded(str(metadata["name"]))
         return name, PodFacts(bounded(str(metadata["uid"])), labels)
-
-
-def compile_patterns(patterns: Iterable[str]) -> tuple[re.Pattern[str], ...]:
-    """ConfigError: one of them is no regular expression."""
-    compiled = []
-    for pattern in patterns:
-        try:
-            compiled.append(re.compile(pattern))
-        except re.error as error:
-            raise ConfigError(
-                "attribution.pod_labels", f"{pattern!r} is no regular expression: {error}"
-            ) from None
-    return tuple(compiled)
 
 
 def chosen_labels(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -35,3 +37,14 @@ class AttributionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     #: Slurm and others: directory of files named N, or N.M for a MIG instance, that hold the
     #: ids of the jobs on GPU N, one a line; null: none.
     hpc_job_mapping_dir: str | None = None
+
+
+def compile_patterns(patterns: Iterable[str]) -> tuple[re.Pattern[str], ...]:
+    """`pod_labels`, ready to search with. ValueError: one of them is no regular expression."""
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return tuple(compiled)
