@@ -210,9 +210,7 @@ class Scraper:
 async def scrapes(fed: Fed) -> None:
     """exporter.scrape_p50_ms."""
     app = exporter_app(fed.exporter, "dcgm")
-    server = HttpServer(
-        "bench", app, bind("bench", "127.0.0.1", 0), http=Guard().protocol()
-    )
+    server = HttpServer("bench", app, bind("bench", "127.0.0.1", 0), http=Guard().protocol())
     await server.start()
     try:
         plain, correct, cpu_s = await _timed(fed, Scraper(server, "identity"), check=True)
@@ -233,9 +231,7 @@ async def scrapes(fed: Fed) -> None:
     )
 
 
-async def _timed(
-    fed: Fed, scraper: Scraper, *, check: bool
-) -> tuple[list[float], bool, float]:
+async def _timed(fed: Fed, scraper: Scraper, *, check: bool) -> tuple[list[float], bool, float]:
     """(seconds of each scrape, all pages right, CPU seconds of client and server)."""
     seconds, correct, cpu_s = [], True, 0.0
     try:
@@ -268,9 +264,7 @@ def updates() -> None:
                 fed.exporter.update(slot, batch, now_ns)
             best = min(best, time.process_time() - started)
         percent += best * hz * 100
-    report.emit(
-        "exporter.update_core_percent", percent, "%", correct, gpus=UPDATE_GPUS, target=0.1
-    )
+    report.emit("exporter.update_core_percent", percent, "%", correct, gpus=UPDATE_GPUS, target=0.1)
 
 
 def main() -> None:

@@ -7,11 +7,11 @@ import struct
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from support.exporting import batch, gpu
 
 from gputel.catalog import METRIC_SETS, MetricSet, Storage
 from gputel.clock import NS_PER_S
 from gputel.collector.exporter.latest import COLUMN, VIEWS, Latest
+from support.exporting import batch, gpu
 
 GPUS = 3
 LIFE_S = 5

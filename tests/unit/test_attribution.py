@@ -295,6 +295,8 @@ async def test_pods_in_the_exposition_come_and_go(telemetry: Telemetry, tmp_path
             ]
             parsed = {f.name: f for f in parse_openmetrics(page(Format.OPENMETRICS))}
             assert parsed[NAME.removesuffix("_info")].type == "info"
+            native = collector.exporter.page("gputel", Format.TEXT).decode()
+            assert f'{NAME}{{gpu="0",uuid="{uuid}",namespace="ml"' in native
             kubelet.clear()
             await until(page, 'pod="train"', there=False)
             kubelet.run("ml", "again", "main", {"nvidia.com/gpu": [uuid]})

@@ -16,6 +16,7 @@ MANIFEST = {
     "DCGM_EXPORTER_REPLACE_BLANKS_IN_MODEL_NAME": "true",
     "DCGM_EXPORTER_XID_COUNT_WINDOW_SIZE": "60000",
     "DCGM_EXPORTER_CLOCK_EVENTS_COUNT_WINDOW_SIZE": "120000",
+    "NODE_NAME": "worker-7",
     # What Kubernetes sets for a service of that name, and a variable that means nothing here.
     "DCGM_EXPORTER_PORT": "tcp://10.0.0.1:9400",
     "DCGM_EXPORTER_KUBERNETES": "true",
@@ -25,6 +26,7 @@ MANIFEST = {
 def test_a_manifest_of_dcgm_exporter_keeps_its_meaning() -> None:
     loaded = config.load(environment=MANIFEST, flags={"insecure": ("--insecure", True)})
     assert loaded.collector.listen == "0.0.0.0:9401"
+    assert loaded.source.node == "worker-7"
     exporter = loaded.exporter
     assert exporter.collectors == "counters.csv"
     assert exporter.hostname_label is None
@@ -44,9 +46,11 @@ def test_our_own_variable_wins() -> None:
 
 
 def test_all_addresses_want_to_be_said_out_loud() -> None:
-    with pytest.raises(ConfigError, match=r"DCGM_EXPORTER_LISTEN: .*0\.0\.0\.0:9401 can be reached"):
+    with pytest.raises(
+        ConfigError, match=r"DCGM_EXPORTER_LISTEN: .*0\.0\.0\.0:9401 can be reached"
+    ):
         config.load(environment=MANIFEST)
-    with pytest.raises(ConfigError, match="DCGM_EXPORTER_XID_COUNT_WINDOW_SIZE.*at least|from"):
+    with pytest.raises(ConfigError, match=r"DCGM_EXPORTER_XID_COUNT_WINDOW_SIZE.* from 1000"):
         config.load(environment={"DCGM_EXPORTER_XID_COUNT_WINDOW_SIZE": "-1"})
 
 

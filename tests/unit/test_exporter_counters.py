@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.exporting import exporting, feed, gpu
 
 from gputel.catalog import METRICS
 from gputel.collector.exporter import ExporterSettings, Format
@@ -17,6 +16,7 @@ from gputel.collector.exporter.counters import (
 )
 from gputel.collector.exporter.dcgm_fields import data_file, fields
 from gputel.errors import InputError
+from support.exporting import exporting, feed, gpu
 
 
 def problems(text: str) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ def test_what_dcgm_exporter_takes_and_gputel_does_not_measure_is_a_warning() -> 
 
 def test_an_empty_file_and_one_that_is_not_there(tmp_path: Path) -> None:
     assert problems("# nothing\n") == ("c.csv: no line yields a family",)
-    with pytest.raises(InputError, match="nowhere.csv: can't be read: No such file"):
+    with pytest.raises(InputError, match=r"nowhere\.csv: can't be read: No such file"):
         read_counters(str(tmp_path / "nowhere.csv"))
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="not UTF-8"):

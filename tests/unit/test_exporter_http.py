@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
-from support.exporting import exporting, feed, gpu
 
 from gputel.catalog import METRICS
 from gputel.clock import ManualClock
@@ -19,6 +18,7 @@ from gputel.collector.exporter.negotiation import negotiate_format, takes_gzip
 from gputel.collector.exporter.routes import GZIP_BYTES_MIN
 from gputel.observe import HttpServer, Telemetry, bind
 from gputel.observe.guard import HEADER_BYTES_MAX, Guard
+from support.exporting import exporting, feed, gpu
 
 PROMETHEUS = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
@@ -94,9 +94,7 @@ class Served:
     async def connect(
         self, limit_bytes: int = 2**16
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(
-            self.server.host, self.server.port, limit=limit_bytes
-        )
+        return await asyncio.open_connection(self.server.host, self.server.port, limit=limit_bytes)
 
 
 Serve = Callable[..., contextlib.AbstractAsyncContextManager[Served]]
@@ -156,7 +154,7 @@ async def test_own_metrics_on_request(accept: str) -> None:
     telemetry.observe_counter("gputel_tests", "Tests", lambda: 3)
     app = exporter_app(exporter, "dcgm", telemetry)
     try:
-        transport = httpx.ASGITransport(app)
+        transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             answer = await client.get("/metrics", headers={"Accept": accept})
     finally:
@@ -228,6 +226,17 @@ async def test_a_request_that_never_ends_is_cut_off(serve: Serve, sent: bytes) -
         writer.close()
 
 
+async def test_blank_lines_after_a_request_hold_no_connection(serve: Serve) -> None:
+    async with serve(deadline_s=0.3) as served:
+        reader, writer = await served.connect()
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\nOK")).startswith(b"HTTP/1.1 200")
+        writer.write(b"\r\n")
+        assert await ended(reader) == b""
+        assert served.guard.aborted["deadline"] == 1
+        writer.close()
+
+
 async def test_a_reader_that_stops_reading_is_cut_off(serve: Serve) -> None:
     async with serve(gpus=64, deadline_s=0.5) as served:
         # The reader of the stream stops at its limit; the socket's buffers fill, then the server's.
@@ -276,7 +285,7 @@ async def test_a_kept_connection_is_served_again_and_again(serve: Serve) -> None
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - any condition
         await asyncio.sleep(0.01)
 
 

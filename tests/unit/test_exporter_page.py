@@ -13,12 +13,12 @@ from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from support.exporting import FRESH_S, batch, exporting, feed, gpu
 
 from gputel.catalog import BY_NAME, METRICS, SET_BY_CADENCE, Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector.exporter import Exporter, ExporterSettings, Family, Format, Row
 from gputel.inventory import Event, EventKind, Gpu
+from support.exporting import FRESH_S, batch, exporting, feed, gpu
 
 DATA = Path(__file__).parents[1] / "data" / "exporter"
 MIB = 1024 * 1024
@@ -159,9 +159,7 @@ def test_the_native_profile_shows_every_metric_in_full() -> None:
         else:
             assert shown == {"0": repr(values[metric.name])}
     rows = exporter.page("gputel", Format.TEXT).decode().splitlines()
-    assert (
-        f'gputel_gpu_sm_clock_mhz{{gpu="0",uuid="{gpu(0).uuid}",node="node-1"}} {2**60}' in rows
-    )
+    assert f'gputel_gpu_sm_clock_mhz{{gpu="0",uuid="{gpu(0).uuid}",node="node-1"}} {2**60}' in rows
 
 
 def test_a_value_that_is_no_number_is_shown_and_nothing_else_is_made_up() -> None:

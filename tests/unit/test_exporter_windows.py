@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.exporting import batch, exporting, gpu
 
 from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector.exporter import Exporter, ExporterSettings, Format
 from gputel.collector.exporter.windows import CODES_MAX, STEPS, Window
 from gputel.inventory import Event, EventKind
+from support.exporting import batch, exporting, gpu
 
 FAST = SET_BY_CADENCE[Cadence.FAST]
 LABELS = re.compile(r'gpu="(\d+)".*DCGM_FI_DRIVER_VERSION="[^"]+"(.*)} (\d+)$')

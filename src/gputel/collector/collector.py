@@ -56,7 +56,7 @@ class Collector:
         health: Health,
         clock: Clock = SYSTEM_CLOCK,
         *,
-        exporter: ExporterSettings = ExporterSettings(),
+        exporter: ExporterSettings | None = None,
         attribution: AttributionSettings | None = None,
     ) -> None:
         self._settings = settings
@@ -75,7 +75,7 @@ class Collector:
             for metric_set in METRIC_SETS
         }
         self.gpus: Sequence[Gpu] = ()
-        self.exporter = Exporter(exporter, clock)
+        self.exporter = Exporter(exporter or ExporterSettings(), clock)
         self.outbox: Outbox | None = None
         self.processes: ProcessAccounting | None = None
         if settings.processes:

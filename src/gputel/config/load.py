@@ -48,6 +48,8 @@ DCGM_EXPORTER: Final[Mapping[str, KeyPath]] = {
     "DCGM_EXPORTER_KUBERNETES_POD_LABEL_ALLOWLIST_REGEX": ("attribution", "pod_labels"),
     "DCGM_POD_RESOURCES_KUBELET_SOCKET": ("attribution", "pod_resources_socket"),
     "DCGM_HPC_JOB_MAPPING_DIR": ("attribution", "hpc_job_mapping_dir"),
+    # Kubernetes' downward API; in a pod the host's name is the pod's.
+    "NODE_NAME": ("source", "node"),
 }
 #: Switches there, here the value that a key gets when they are on.
 SWITCHES: Final[Mapping[str, str]] = {

@@ -77,7 +77,8 @@ def convert(path: Path, given: Given) -> Any:
     if path == ("source", "speed") and value == "max":
         value = 0
     if path == ("collector", "listen") and isinstance(value, str) and value.startswith(":"):
-        value = f"0.0.0.0{value}"  # dcgm-exporter's way to say: on all addresses
+        # dcgm-exporter's way to say: on all addresses. `insecure` has still to be said.
+        value = f"0.0.0.0{value}"  # noqa: S104
     if given.text and _is_list(path):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if given.text and value in ("", "null") and _optional(path):

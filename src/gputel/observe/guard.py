@@ -54,6 +54,7 @@ class _Guarded(HttpToolsProtocol):
         self._began = 0.0
         self._in_header = True
         self._header_bytes = 0
+        self._owed = 0  # answers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -67,6 +68,10 @@ class _Guarded(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        # Not in `on_message_begin`: blank lines before a request stop uvicorn's idle timer, too.
+        if not (self._in_header or self._owed):
+            self._in_header = True
+            self._arm()
         self._header_bytes += len(data)
         super().data_received(data)
         if self._in_header and self._header_bytes > HEADER_BYTES_MAX:
@@ -74,13 +79,19 @@ class _Guarded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._in_header = True
-        self._arm()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._in_header = False
         self._header_bytes = 0
+        self._owed += 1
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        self._owed -= 1
+        if self._owed:
+            self._arm()
+        super().on_response_complete()
 
     def _arm(self) -> None:
         self._disarm()
@@ -94,9 +105,8 @@ class _Guarded(HttpToolsProtocol):
 
     def _expired(self) -> None:
         self._deadline = None
-        answered = self.cycle is not None and self.cycle.response_complete
         # An answer that is written may still wait for its reader in the transport's buffer.
-        if self._in_header or not answered or self.transport.get_write_buffer_size():
+        if self._in_header or self._owed or self.transport.get_write_buffer_size():
             self._abort("deadline")
 
     def _abort(self, reason: str) -> None:

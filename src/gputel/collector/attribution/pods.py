@@ -42,7 +42,8 @@ RESERVED: Final = frozenset(
     {
         "gpu", "uuid", "node", "pci_bus_id", "device", "modelname", "model", "hostname",
         "gpu_i_id", "gpu_i_profile", "container", "namespace", "pod", "pod_uid", "vgpu",
-        "hpc_job", "mig_uuid", "xid", "clock_event", "window_size_in_ms", "le", "quantile",
+        "hpc_job", "mig_uuid", "xid", "err_code", "err_msg", "clock_event", "window_size_in_ms",
+        "le", "quantile",
     }
 )  # fmt: skip
 RESERVED_PREFIXES: Final = ("__", "dcgm_")
@@ -136,7 +137,7 @@ class PodDirectory:
             raise ReadFailed("timeout", f"{self._api} does not answer") from None
         except (OSError, http.client.HTTPException) as error:
             raise ReadFailed("unavailable", f"{self._api}: {error}") from None
-        except ValueError as error:  # a token or a node name that is no header, no query
+        except ValueError as error:  # a token that is no header
             raise ReadFailed("invalid", f"{self._api}: {error}") from None
 
     # -- on the thread -----------------------------------------------------------------
