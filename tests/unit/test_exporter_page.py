@@ -103,6 +103,7 @@ def golden() -> Exporter:
 
 
 def test_the_default_page_is_dcgm_exporters_byte_for_byte() -> None:
+    """The file is what the template of dcgm-exporter 4.8.0 makes of these values, run in Go."""
     page = text(golden())
     ours = page.index("# HELP gputel_gpu_up")
     assert page[:ours] == (DATA / "dcgm-4.8.txt").read_text()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, get_args
 
 from gputel.batch import Batch
@@ -96,7 +96,7 @@ class Exporter:
         if batch.metric_set is _REASONS_SET:
             self._count_clock_events(slot, batch, now_ns)
 
-    def observe(self, events: Iterable[Event], now_ns: int) -> None:
+    def observe(self, events: Sequence[Event], now_ns: int) -> None:
         """Take events; `now_ns` is monotonic."""
         for event in events:
             slot = self.latest.slot(event.gpu_uuid)
@@ -129,11 +129,13 @@ class Exporter:
 
     def _count_clock_events(self, slot: int, batch: Batch, now_ns: int) -> None:
         """Count every sample of the batch, not only the one that a scrape would see."""
-        reasons = batch.columns[_REASONS_COLUMN]
         # PERF(exporter): a live batch has a sample or two, for which numpy's way costs four times
         # as much.
         valid = int.from_bytes(batch.valid[_REASONS_COLUMN].tobytes(), "little")
-        values = [value for i, value in enumerate(reasons.tolist()) if valid >> i & 1]
+        if not valid:
+            return
+        reasons = batch.columns[_REASONS_COLUMN].tolist()
+        values = [value for i, value in enumerate(reasons) if valid >> i & 1]
         for value, n in Counter(values).items():
             self.clock_events.add(slot, SAMPLE, n, now_ns)
             for bit in _BITS[value & _BITS_MASK]:

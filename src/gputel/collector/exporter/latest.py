@@ -153,7 +153,7 @@ class Latest:
             valid[j] = True
         return valid
 
-    def observe(self, events: Iterable[Event]) -> None:
+    def observe(self, events: Sequence[Event]) -> None:
         """Take what events tell: GPUs that go and come, and the last XID at once."""
         for event in events:
             slot = self._slots.get(event.gpu_uuid)
