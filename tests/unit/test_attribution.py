@@ -24,7 +24,9 @@ from gputel.collector.exporter import Format
 from gputel.collector.settings import CollectorSettings
 from gputel.inventory import Gpu
 from gputel.observe import Health, Telemetry
+from gputel.sources.replay import Replay
 from gputel.sources.sim import Simulator
+from support.account import write_dump
 from support.kubelet import FakeKubelet
 
 GPUS = [Gpu(f"GPU-{i}", "node-1", i) for i in range(2)]
@@ -301,6 +303,16 @@ async def test_pods_in_the_exposition_come_and_go(telemetry: Telemetry, tmp_path
             await until(page, 'pod="train"', there=False)
             kubelet.run("ml", "again", "main", {"nvidia.com/gpu": [uuid]})
             await until(page, 'pod="again"')
+
+
+def test_a_recording_is_nobodys(telemetry: Telemetry, tmp_path: Path) -> None:
+    write_dump(tmp_path / "dump.csv", hosts=1, gpus=1, seconds=1, seed=1)
+    replay = Replay(str(tmp_path / "dump.csv"), node="n", once=True)
+    settings = AttributionSettings(mode="labels")
+    collector = Collector(
+        CollectorSettings(), replay, None, "t", telemetry, Health("c"), attribution=settings
+    )
+    assert collector.attribution is None
 
 
 async def test_a_kubelet_that_stalls_delays_no_scrape_and_no_stop(

@@ -88,7 +88,8 @@ class Collector:
             )
             self.exporter.add(self.processes)
         self.attribution: Attribution | None = None
-        if attribution is not None and attribution.mode != "off":
+        # A recording's GPUs are not in this machine.
+        if attribution is not None and attribution.mode != "off" and not self._replay:
             mig_lookup = mig_parent if source.name == "nvml" else None
             self.attribution = Attribution(attribution, clock, telemetry, mig_lookup)
             self.exporter.add(self.attribution)
