@@ -61,8 +61,9 @@ format: $(VENV)/.lint ## let ruff fix and format
 types: $(VENV)/.lint ## mypy only
 	$(BIN)/mypy
 
-fault: $(VENV)/.test ## the tests that kill processes
-	$(BIN)/python -m pytest tests/fault $(ARGS)
+MINUTES ?= 0
+fault: $(VENV)/.test ## the tests that kill processes (MINUTES=60: random histories for so long each)
+	$(BIN)/python -m pytest tests/fault -s --minutes $(MINUTES) $(ARGS)
 
 e2e: $(VENV)/.test ## the tests in a real browser
 	@tools/browser
