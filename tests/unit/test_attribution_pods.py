@@ -171,6 +171,17 @@ async def test_a_pod_that_comes_back_is_another(server: ApiServer, directory: Po
     assert directory.facts(A).uid == "uid-2"
 
 
+async def test_a_pod_that_is_deleted_keeps_its_labels_while_it_ends(
+    server: ApiServer, directory: PodDirectory, clock: ManualClock
+) -> None:
+    server.pods = {A: metadata("uid-a"), B: metadata("uid-b")}
+    await directory.refresh({A, B}, "node-1")
+    del server.pods[A]
+    clock.advance(pods.REFRESH_S)
+    assert not await directory.refresh({A, B}, "node-1")
+    assert directory.facts(A).uid == "uid-a"
+
+
 async def test_many_pods_come_in_pages(server: ApiServer, directory: PodDirectory) -> None:
     wanted = {("ml", f"pod-{i:03}") for i in range(250)}
     server.pods = {name: metadata(f"uid {name[1]}") for name in wanted}

@@ -65,7 +65,7 @@ def accounting(
     made = ProcessAccounting(
         source, clock, telemetry, period_s=30, publish=True, proc_root=tmp_path
     )
-    made.watch(GPUS)
+    made._gpus = lambda: GPUS
     return made
 
 
@@ -179,7 +179,7 @@ async def test_a_source_that_fails_is_asked_again(
 
     monkeypatch.setattr(source, "processes", fail)
     with pytest.raises(Stop):
-        await accounting.run()
+        await accounting.run(lambda: GPUS)
     assert calls == 3
 
 

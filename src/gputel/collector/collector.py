@@ -140,8 +140,8 @@ class Collector:
             self.source, self.rings, self._swept, self._observe_late_s, self._clock
         )
         if self.processes is not None:
-            self.processes.watch(self.gpus)
-            self._accounting = asyncio.create_task(self.processes.run(), name="processes")
+            account = self.processes.run(lambda: self.gpus)
+            self._accounting = asyncio.create_task(account, name="processes")
         if self.attribution is not None:
             self.attribution.start(lambda: self.gpus)
         self._pump = asyncio.create_task(self._run(), name="collector-pump")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from gputel import wire
 from gputel.clock import NS_PER_S, Clock
 from gputel.collector.blocking import DaemonCaller
-from gputel.collector.exporter.exposition import Family, Row
+from gputel.collector.exporter.exposition import UUID_LABEL, Family, Row
 from gputel.collector.proc import read_process
 from gputel.inventory import Gpu, ProcessSample
 from gputel.observe import Telemetry
@@ -62,7 +62,7 @@ class ProcessAccounting:
         self._proc_root = proc_root
         self._proc = DaemonCaller("proc")
         self._pending: deque[ProcessSample] = deque()
-        self._gpus: dict[str, Gpu] = {}
+        self._gpus: Callable[[], Sequence[Gpu]] = tuple
         self._seen: dict[str, _Seen] = {}
         self._generation = 0
         self._failing = False
@@ -72,12 +72,9 @@ class ProcessAccounting:
         self.hidden = 0
         self._describe(telemetry)
 
-    def watch(self, gpus: Iterable[Gpu]) -> None:
-        """The GPUs whose index the exporter shows."""
-        self._gpus = {gpu.uuid: gpu for gpu in gpus}
-
-    async def run(self) -> None:
-        """Account until cancelled."""
+    async def run(self, gpus: Callable[[], Sequence[Gpu]]) -> None:
+        """Account until cancelled; `gpus` returns those of this node as they are now."""
+        self._gpus = gpus
         while True:
             await self._clock.sleep(POLL_S)
             try:
@@ -159,7 +156,11 @@ class ProcessAccounting:
             shown.values(), key=lambda s: (-(s.memory_used_bytes or 0), s.gpu_uuid, s.pid)
         )
         self.hidden = max(0, len(ordered) - SERIES_MAX)
-        labelled = [(self._labels(sample), sample) for sample in ordered[:SERIES_MAX]]
+        index = {gpu.uuid: str(gpu.index) for gpu in self._gpus()}
+        labelled = [
+            (_labels(sample, index.get(sample.gpu_uuid, "")), sample)
+            for sample in ordered[:SERIES_MAX]
+        ]
         memory = [
             Row(labels, sample.memory_used_bytes)
             for labels, sample in labelled
@@ -174,16 +175,6 @@ class ProcessAccounting:
             Family(MEMORY, "gauge", "GPU memory that a process holds.", memory),
             Family(SM_UTILIZATION, "gauge", "Share of the time a process ran on the SMs.", share),
         )
-
-    def _labels(self, sample: ProcessSample) -> dict[str, str]:
-        gpu = self._gpus.get(sample.gpu_uuid)
-        return {
-            "gpu": "" if gpu is None else str(gpu.index),
-            "UUID": sample.gpu_uuid,
-            "pid": str(sample.pid),
-            "name": sample.name,
-            "container_id": sample.container_id,
-        }
 
     def _describe(self, telemetry: Telemetry) -> None:
         counter = telemetry.observe_counter
@@ -203,6 +194,16 @@ class ProcessAccounting:
             "Processes that the exporter leaves out, for there are too many",
             lambda: self.hidden,
         )
+
+
+def _labels(sample: ProcessSample, gpu_index: str) -> dict[str, str]:
+    return {
+        "gpu": gpu_index,
+        UUID_LABEL: sample.gpu_uuid,
+        "pid": str(sample.pid),
+        "name": sample.name,
+        "container_id": sample.container_id,
+    }
 
 
 def _joined(one: ProcessSample, other: ProcessSample) -> ProcessSample:

@@ -18,7 +18,7 @@ from gputel.collector.attribution.origin import Assignment, Origin, ReadFailed, 
 from gputel.collector.attribution.pods import NOTHING, PodDirectory
 from gputel.collector.attribution.settings import AttributionSettings
 from gputel.collector.attribution.slurm import JobFiles
-from gputel.collector.exporter.exposition import Family, Row
+from gputel.collector.exporter.exposition import UUID_LABEL, Family, Row
 from gputel.inventory import Gpu
 from gputel.observe import Telemetry
 
@@ -169,7 +169,7 @@ class Attribution:
         index = {gpu.uuid: str(gpu.index) for gpu in self._gpus()}
         assignments = sorted(a for r in self.readings for a in r.assignments if a.gpu_uuid in index)
         rows = [
-            Row({"gpu": index[a.gpu_uuid], "UUID": a.gpu_uuid, **self._labels(a)}, 1)
+            Row({"gpu": index[a.gpu_uuid], UUID_LABEL: a.gpu_uuid, **self._labels(a)}, 1)
             for a in assignments[:ROWS_MAX]
         ]
         attributes: dict[str, dict[str, str]] = {}

@@ -87,7 +87,6 @@ class PodDirectory:
         self._retry_ns = 0  # not before
         self._retry_s = RETRY_S
         self.errors: dict[Reason, int] = {}
-        self.fetches = 0
 
     def facts(self, pod: PodName) -> PodFacts:
         """What is known of a pod."""
@@ -111,14 +110,14 @@ class PodDirectory:
         except ReadFailed as failure:
             self._failed(failure, now_ns)
             return changed
-        self.fetches += 1
         self._due_ns = now_ns + round(REFRESH_S * NS_PER_S)
-        # A pod that the API server's cache does not show yet is asked for again, not at once.
-        self._retry_ns = now_ns if pods <= found.keys() else now_ns + round(RETRY_S * NS_PER_S)
+        # A pod that is deleted may still end on the node: what was known of it holds.
+        self._facts = known | found
+        # One that the API server's cache does not show yet is asked for again, not at once.
+        missing = pods - self._facts.keys()
+        self._retry_ns = now_ns + (round(RETRY_S * NS_PER_S) if missing else 0)
         self._retry_s = RETRY_S
-        changed |= found != known
-        self._facts = found
-        return changed
+        return changed or self._facts != known
 
     def _failed(self, failure: ReadFailed, now_ns: int) -> None:
         if self._retry_s == RETRY_S:  # the first of a row
@@ -137,8 +136,10 @@ class PodDirectory:
             raise ReadFailed("timeout", f"{self._api} does not answer") from None
         except (OSError, http.client.HTTPException) as error:
             raise ReadFailed("unavailable", f"{self._api}: {error}") from None
-        except ValueError as error:  # a token that is no header
-            raise ReadFailed("invalid", f"{self._api}: {error}") from None
+        except ReadFailed:
+            raise
+        except Exception as defect:  # a token that is no header, or a fault of ours
+            raise ReadFailed("invalid", f"{self._api}: {defect!r}") from None
 
     # -- on the thread -----------------------------------------------------------------
 
