@@ -78,21 +78,8 @@ class Collector:
         self.exporter = Exporter(exporter or ExporterSettings(), clock)
         self.outbox: Outbox | None = None
         self.processes: ProcessAccounting | None = None
-        if settings.processes:
-            self.processes = ProcessAccounting(
-                source,
-                clock,
-                telemetry,
-                period_s=1 / settings.slow_hz,
-                publish=broker is not None,
-            )
-            self.exporter.add(self.processes)
         self.attribution: Attribution | None = None
-        # A recording's GPUs are not in this machine.
-        if attribution is not None and attribution.mode != "off" and not self._replay:
-            mig_lookup = mig_parent if source.name == "nvml" else None
-            self.attribution = Attribution(attribution, clock, telemetry, mig_lookup)
-            self.exporter.add(self.attribution)
+        self._add_label_providers(attribution, telemetry)
         self._accounting: asyncio.Task[None] | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -107,6 +94,24 @@ class Collector:
             "gputel_collector_tick_lateness_seconds", "How late a sweep began"
         )
         self._describe(telemetry, health)
+
+    def _add_label_providers(
+        self, attribution: AttributionSettings | None, telemetry: Telemetry
+    ) -> None:
+        if self._settings.processes:
+            self.processes = ProcessAccounting(
+                self.source,
+                self._clock,
+                telemetry,
+                period_s=1 / self._settings.slow_hz,
+                publish=self._broker is not None,
+            )
+            self.exporter.add(self.processes)
+        # A recording's GPUs are not in this machine.
+        if attribution is not None and attribution.mode != "off" and not self._replay:
+            mig_lookup = mig_parent if self.source.name == "nvml" else None
+            self.attribution = Attribution(attribution, self._clock, telemetry, mig_lookup)
+            self.exporter.add(self.attribution)
 
     @property
     def finished(self) -> bool:
