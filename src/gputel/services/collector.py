@@ -29,6 +29,7 @@ async def serve(process: Process) -> None:
             process.telemetry,
             process.health,
             exporter=config.exporter,
+            attribution=config.attribution,
         )
         own = process.telemetry if config.exporter.own_metrics else None
         app = exporter_app(collector.exporter, config.exporter.profile, own)
@@ -60,7 +61,7 @@ def source_of(config: Config) -> Source:
         Cadence.DRAIN: config.collector.drain_hz,
     }
     periods_ns = {cadence: round(NS_PER_S / hz) for cadence, hz in rates_hz.items()}
-    return open_source(config.source, periods_ns)
+    return open_source(config.source, periods_ns, processes=config.collector.processes)
 
 
 def reason(kind: str, source: Source) -> str:

@@ -19,10 +19,13 @@ REPLAY = "replay:"
 _log = logging.getLogger(__name__)
 
 
-def open_source(settings: SourceSettings, periods_ns: Mapping[Cadence, int]) -> Source:
+def open_source(
+    settings: SourceSettings, periods_ns: Mapping[Cadence, int], *, processes: bool = False
+) -> Source:
     """The source that `settings` names; its `open` is called by the collector.
 
-    `periods_ns` is the sampling period of each cadence. `auto` is the driver when it shows a
+    `periods_ns` is the sampling period of each cadence; `processes` asks for process
+    accounting. `auto` is the driver when it shows a
     GPU, else the simulator. SourceUnavailable: `nvml` without a driver or a GPU. InputError: a
     bad file or model.
     """
@@ -47,4 +50,5 @@ def open_source(settings: SourceSettings, periods_ns: Mapping[Cadence, int]) -> 
         model=settings.model,
         seed=settings.seed,
         periods_ns=periods_ns,
+        processes=processes,
     )
