@@ -13,7 +13,8 @@ ARGS ?=
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-NATIVE := $(wildcard src/gputel/_native/*.pyx src/gputel/_native/*.pxd src/gputel/_native/*.h)
+NATIVE := $(wildcard src/gputel/_native/*.pyx src/gputel/_native/*.pxd src/gputel/_native/*.h \
+	src/gputel/_native/simnvml/*.c src/gputel/_native/simnvml/*.h)
 
 $(BIN)/python:
 	@tools/prerequisites $(PYTHON)
@@ -80,7 +81,8 @@ SANITIZED = GPUTEL_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --build-lib 
 	GPUTEL_NATIVE_DIR=build/debug/gputel/_native
 
 sanitize: $(VENV)/.test ## the kernels' tests on a build with ASan, UBSan and all checks
-	$(SANITIZED) $(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential $(ARGS)
+	$(SANITIZED) $(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential \
+	  tests/unit/simnvml $(ARGS)
 
 fuzz: $(VENV)/.test ## damage chunks at random on that build (SECONDS=600), with clang by libFuzzer too
 	$(SANITIZED) FUZZ_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest -p no:cacheprovider -s \
@@ -103,4 +105,4 @@ dist: $(VENV)/.run ## sdist and wheel in dist/
 
 clean: ## remove what was built (never the data)
 	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
-	find src -name '*.so' -delete
+	find src -name '*.so' -delete -o -name '*.so.1' -delete
