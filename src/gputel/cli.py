@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -37,6 +38,8 @@ EXIT_CODES: Final = {
     "BrokerUnavailable": 7,
     "SourceUnavailable": 8,
     "KernelsUnavailable": 8,
+    "CommandNotExecutable": 126,
+    "CommandNotFound": 127,
 }
 
 SERVICES: Final = {
@@ -54,11 +57,13 @@ examples:
   gputel up --source replay:dump.csv --once --speed max
   gputel doctor                                    what is wrong, and what to do
   gputel config check gputel.yaml                  the effective configuration
+  gputel sim run --gpus 16 -- nvitop --once        any program on simulated GPUs
 
 exit codes:
   0 done   1 internal error   2 usage   3 configuration   4 input file or directory
   5 port or data directory in use   6 database unavailable   7 broker unavailable
   8 this machine lacks something   9 doctor found problems   130 forced by a second Ctrl-C
+  sim run: the program's own; 126 it can't be executed, 127 there is none
 """
 
 
@@ -131,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(migrate)
     migrate.set_defaults(run=_migrate)
     _add_config(commands)
+    _add_sim(commands)
     version = commands.add_parser("version", help="print the version")
     version.add_argument("--json", action="store_true", help="one line of JSON")
     version.set_defaults(run=_version)
@@ -216,6 +222,41 @@ def _add_config(commands: Any) -> None:
     )
     check.add_argument("file", type=Path, nargs="?", metavar="FILE")
     check.set_defaults(run=_config_check)
+
+
+#: Flag of `sim run` to (the key of GPUTEL_SIM, its value's name, help).
+_SIMULATION: Final = {
+    "--gpus": ("gpus", "N", "number of GPUs"),
+    "--model": ("model", "MODEL", "what they are, e.g. h100"),
+    "--seed": ("seed", "S", "of all that is random"),
+    "--profile": ("profile", "NAME", "their work: idle, training, inference or mixed"),
+    "--refresh-ms": ("refresh_ms", "MS", "how often the driver takes new values"),
+    "--latency-us": ("latency_us", "US", "how long each call takes"),
+    "--fault": ("fault", "SPEC", "what goes wrong when, e.g. lost@10+5:gpu=3; may be repeated"),
+}
+
+
+def _add_sim(commands: Any) -> None:
+    sim = commands.add_parser("sim", help="run any program on simulated GPUs")
+    actions = sim.add_subparsers(metavar="ACTION", required=True)
+    path = actions.add_parser(
+        "path", help="print the folder of the simulated driver, for LD_LIBRARY_PATH"
+    )
+    path.set_defaults(run=_sim_path)
+    run = actions.add_parser(
+        "run",
+        help="run a program on the simulated driver",
+        usage="gputel sim run [flags] -- COMMAND [ARGUMENTS]",
+        description="Start COMMAND where libnvidia-ml.so.1 is the simulated driver. The flags go "
+        "over what the variable GPUTEL_SIM says.",
+        allow_abbrev=False,
+    )
+    for flag, (key, metavar, help_text) in _SIMULATION.items():
+        run.add_argument(
+            flag, dest=key, metavar=metavar, action="append", default=[], help=help_text
+        )
+    run.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    run.set_defaults(run=_sim_run, refuse=run.error)
 
 
 #: Attribute of the parsed arguments to the key it sets, and the flag for error messages.
@@ -346,6 +387,33 @@ def _config_check(arguments: argparse.Namespace) -> int:
         return EXIT_CODES["ConfigError"]
     print(config.dump(effective), end="")
     return OK
+
+
+def _sim_path(arguments: argparse.Namespace) -> int:
+    from gputel.services import simulate
+
+    print(simulate.library_folder())
+    return OK
+
+
+def _sim_run(arguments: argparse.Namespace) -> NoReturn:
+    from gputel import config
+    from gputel.services import simulate
+
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        arguments.refuse("what shall be run? gputel sim run -- nvitop --once")
+    settings = [(key, v) for key, *_ in _SIMULATION.values() for v in getattr(arguments, key)]
+    environment = simulate.environment(config.inherited_environment(), settings)
+    file = simulate.executable(command[0], environment.get("PATH"))
+    # Python ignores these two, and what is ignored stays so in the program.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execve(file, command, environment)
+    except OSError as error:
+        message = f"{command[0]}: it can't be executed: {error.strerror}"
+        raise errors.CommandNotExecutable(message) from None
 
 
 def _version(arguments: argparse.Namespace) -> int:

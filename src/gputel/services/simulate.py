@@ -1,0 +1,89 @@
+"""Programs on the simulated NVIDIA driver: where its library is, and how one is started on it.
+
+The library stands in for the driver's own by its name alone: a program that finds it first
+(LD_LIBRARY_PATH) reads simulated GPUs, whatever it is written in. GPUTEL_SIM tells the library
+what to simulate. Only the library understands that variable; it is asked here, so that a
+mistake is told before a program runs into it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import gputel
+from gputel.errors import CommandNotExecutable, CommandNotFound, ConfigError, SourceUnavailable
+
+LIBRARY: Final = "libnvidia-ml.so.1"
+FOLDER: Final = Path(gputel.__file__).parent / "_native" / "simnvml"
+SPECIFICATION: Final = "GPUTEL_SIM"
+SEARCH_PATH: Final = "LD_LIBRARY_PATH"
+MESSAGE_BYTES: Final = 1024
+
+
+def library_folder() -> Path:
+    """The folder that holds the simulated `libnvidia-ml.so.1`. SourceUnavailable."""
+    if not (FOLDER / LIBRARY).is_file():
+        raise SourceUnavailable(
+            f"the simulated driver isn't built: there is no {LIBRARY} in {FOLDER}",
+            hint="build it with `make build`, or `python setup.py build_ext --inplace`",
+        )
+    return FOLDER
+
+
+def specification(inherited: str, settings: Iterable[tuple[str, str]]) -> str:
+    """What GPUTEL_SIM must say: what it says already, and over it `settings`, (key, value).
+
+    ConfigError with the library's own words for a key or value that it doesn't know.
+    """
+    parts = [inherited] if inherited else []
+    parts += [f"{key}={value}" for key, value in settings]
+    text = ";".join(parts)
+    library = ctypes.CDLL(str(library_folder() / LIBRARY))
+    message = ctypes.create_string_buffer(MESSAGE_BYTES)
+    if library.gputelSimCheck(text.encode(), message, MESSAGE_BYTES):
+        raise ConfigError(SPECIFICATION, message.value.decode(errors="replace"))
+    return text
+
+
+def environment(
+    inherited: Mapping[str, str], settings: Iterable[tuple[str, str]]
+) -> dict[str, str]:
+    """`inherited` with what makes a program see the simulated driver."""
+    folder, search = str(library_folder()), inherited.get(SEARCH_PATH, "")
+    return {
+        **inherited,
+        # An empty entry would mean the current directory.
+        SEARCH_PATH: f"{folder}{os.pathsep}{search}" if search else folder,
+        SPECIFICATION: specification(inherited.get(SPECIFICATION, ""), settings),
+    }
+
+
+def executable(name: str, search_path: str | None) -> str:
+    """The file that the command `name` is. CommandNotFound, CommandNotExecutable.
+
+    search_path    the variable PATH, or None for the system's default
+    """
+    found = shutil.which(name, path=search_path)
+    if found is not None:
+        return found
+    places = (
+        [Path(name).parent] if os.sep in name else (search_path or os.defpath).split(os.pathsep)
+    )
+    if any((Path(place) / Path(name).name).exists() for place in places):
+        raise CommandNotExecutable(f"{name}: this file can't be executed")
+    where = "" if os.sep in name else " in PATH"
+    raise CommandNotFound(f"{name}: there is no such command{where}")
+
+
+def is_simulated() -> bool:
+    """Is the NVML that a program finds here the simulated one?"""
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return False
+    return hasattr(library, "gputelSimCheck")
