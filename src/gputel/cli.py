@@ -410,7 +410,7 @@ def _sim_run(arguments: argparse.Namespace) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execve(file, command, environment)
+        os.execve(file, command, environment)  # noqa: S606 - no shell is wanted
     except OSError as error:
         message = f"{command[0]}: it can't be executed: {error.strerror}"
         raise errors.CommandNotExecutable(message) from None
