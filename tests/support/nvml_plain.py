@@ -221,9 +221,10 @@ def _flat(output: Any) -> list[Any]:
     return [value.decode() if isinstance(value, bytes) else value for value in values]
 
 
-def set_clock(library: Any, seconds: float) -> None:
+def set_time(library: Any, seconds: float) -> None:
     """Put the simulation at an instant; it must have been started with clock=manual."""
-    library.gputelSimSetClock(c_ulonglong(int(seconds * NS_PER_S)))
+    if library.gputelSimSetTime(c_ulonglong(int(seconds * NS_PER_S))):
+        raise RuntimeError(f"driver time {seconds} s is refused")
 
 
 def main() -> None:
@@ -235,7 +236,7 @@ def main() -> None:
     arguments = parser.parse_args()
     module, *rest = arguments.command[1:]
     plain = Plain()
-    set_clock(plain.library, arguments.at)
+    set_time(plain.library, arguments.at)
     arguments.truth.write_text(json.dumps(plain.truth()))
     sys.argv = [module, *rest]
     try:

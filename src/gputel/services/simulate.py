@@ -22,7 +22,7 @@ LIBRARY: Final = "libnvidia-ml.so.1"
 FOLDER: Final = Path(gputel.__file__).parent / "_native" / "simnvml"
 SPECIFICATION: Final = "GPUTEL_SIM"
 SEARCH_PATH: Final = "LD_LIBRARY_PATH"
-MESSAGE_BYTES: Final = 1024
+COMPLAINT_BYTES: Final = 4096
 
 
 def library_folder() -> Path:
@@ -38,16 +38,36 @@ def library_folder() -> Path:
 def specification(inherited: str, settings: Iterable[tuple[str, str]]) -> str:
     """What GPUTEL_SIM must say: what it says already, and over it `settings`, (key, value).
 
-    ConfigError with the library's own words for a key or value that it doesn't know.
+    ConfigError with the library's own words for what it doesn't understand.
     """
     parts = [inherited] if inherited else []
     parts += [f"{key}={value}" for key, value in settings]
     text = ";".join(parts)
-    library = ctypes.CDLL(str(library_folder() / LIBRARY))
-    message = ctypes.create_string_buffer(MESSAGE_BYTES)
-    if library.gputelSimCheck(text.encode(), message, MESSAGE_BYTES):
-        raise ConfigError(SPECIFICATION, message.value.decode(errors="replace"))
+    if complaint := _complaint(text):
+        raise ConfigError(SPECIFICATION, complaint)
     return text
+
+
+def _complaint(text: str) -> str:
+    """What the library says of a specification; empty when it understands it.
+
+    It reads the variable at its initialisation, and writes what is wrong to stderr.
+    """
+    library = ctypes.CDLL(str(library_folder() / LIBRARY))
+    said_fd, stderr_fd = os.memfd_create("complaint"), os.dup(2)
+    try:
+        os.putenv(SPECIFICATION, text)
+        os.dup2(said_fd, 2)
+        code = library.nvmlInit_v2()
+        os.dup2(stderr_fd, 2)
+        said = os.pread(said_fd, COMPLAINT_BYTES, 0).decode(errors="replace").strip()
+    finally:
+        os.close(said_fd)
+        os.close(stderr_fd)
+    if code:
+        return said or f"the simulated driver can't be initialised (NVML return {code})"
+    library.nvmlShutdown()
+    return ""
 
 
 def environment(
@@ -86,4 +106,4 @@ def is_simulated() -> bool:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
         return False
-    return hasattr(library, "gputelSimCheck")
+    return hasattr(library, "gputelSimTime")
