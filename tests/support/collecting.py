@@ -88,12 +88,12 @@ def collecting(
     folder: Path,
     broker: str,
     *,
-    prefix: Sequence[str] = (),
+    command: Sequence[str] = ("gputel",),
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[Collecting]:
     """`gputel collector --source nvml` that publishes to `broker`.
 
-    prefix       a command that starts it, e.g. `gputel sim run --`
+    command      how gputel is started, e.g. `gputel sim run -- gputel`
     variables    go over the environment
     """
     settings = {
@@ -102,9 +102,9 @@ def collecting(
         "GPUTEL_SOURCE__NODE": "conformance",
         **(variables or {}),
     }
-    command = ["gputel", "collector", "--source", "nvml", "--data-dir", str(folder / "data")]
+    arguments = ["collector", "--source", "nvml", "--data-dir", str(folder / "data")]
     log = folder / "collector.log"
-    with _service([*prefix, *command], settings, log) as (process, url):
+    with _service([*command, *arguments], settings, log) as (process, url):
         yield Collecting(url, log, process)
     assert "Traceback" not in log.read_text(), log.read_text()
 

@@ -8,6 +8,7 @@ from gputel.clock import NS_PER_S
 from gputel.collector.collector import Collector
 from gputel.config import Config
 from gputel.services.process import Process
+from gputel.services.simulate import is_simulated
 from gputel.sources import Source
 from gputel.sources.opening import open_source
 
@@ -58,5 +59,5 @@ def reason(kind: str, source: Source) -> str:
     if kind != "auto":
         return f"chosen by source.kind {kind}"
     if source.name == "nvml":
-        return "an NVIDIA driver is here"
+        return f"{'the simulated' if is_simulated() else 'an'} NVIDIA driver is here"
     return "no NVIDIA driver here, so the GPUs are simulated"

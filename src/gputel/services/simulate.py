@@ -40,9 +40,12 @@ def specification(inherited: str, settings: Iterable[tuple[str, str]]) -> str:
 
     ConfigError with the library's own words for what it doesn't understand.
     """
-    parts = [inherited] if inherited else []
-    parts += [f"{key}={value}" for key, value in settings]
-    text = ";".join(parts)
+    over = [f"{key}={value}" for key, value in settings]
+    if over and inherited.startswith("@"):
+        raise ConfigError(
+            SPECIFICATION, f"flags can't go over {inherited}: write them in that file"
+        )
+    text = ";".join([inherited, *over] if inherited else over)
     if complaint := _complaint(text):
         raise ConfigError(SPECIFICATION, complaint)
     return text
@@ -54,18 +57,18 @@ def _complaint(text: str) -> str:
     It reads the variable at its initialisation, and writes what is wrong to stderr.
     """
     library = ctypes.CDLL(str(library_folder() / LIBRARY))
-    said_fd, stderr_fd = os.memfd_create("complaint"), os.dup(2)
-    try:
-        os.putenv(SPECIFICATION, text)
-        os.dup2(said_fd, 2)
-        code = library.nvmlInit_v2()
-        os.dup2(stderr_fd, 2)
-        said = os.pread(said_fd, COMPLAINT_BYTES, 0).decode(errors="replace").strip()
-    finally:
-        os.close(said_fd)
-        os.close(stderr_fd)
+    os.putenv(SPECIFICATION, text)
+    with os.fdopen(os.memfd_create("complaint"), "rb") as complaint:
+        stderr_fd = os.dup(2)
+        os.dup2(complaint.fileno(), 2)
+        try:
+            code = library.nvmlInit_v2()
+        finally:
+            os.dup2(stderr_fd, 2)
+            os.close(stderr_fd)
+        said = os.pread(complaint.fileno(), COMPLAINT_BYTES, 0).decode(errors="replace")
     if code:
-        return said or f"the simulated driver can't be initialised (NVML return {code})"
+        return said.strip() or f"the simulated driver can't start (NVML return {code})"
     library.nvmlShutdown()
     return ""
 
