@@ -4,46 +4,27 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
-from support.collecting import on_path
-
-TESTS = Path(__file__).parents[2]
-#: When it is, in the simulation: the GPUs have been at work for a while.
-AT_S = 600
+from support.collecting import brokering, on_path
+from support.frozen import Run, frozen, frozen_variables
 
 
-class Run(Protocol):
-    """Runs a Python module on a simulated node."""
-
-    def __call__(
-        self, module: str, *arguments: str, gpus: int = 8, model: str = "h100", faults: Any = ()
-    ) -> tuple[list[dict[str, Any]], str]:
-        """(what the driver itself says of each GPU, what the module printed)."""
-        ...
-
-
-def frozen(truth: Path, gpus: int, model: str, faults: Any = ()) -> list[str]:
-    """A command up to the module that it runs: a simulation that stands still at `AT_S`."""
-    command = ["gputel", "sim", "run", "--gpus", str(gpus), "--model", model]
-    command += ["--profile", "training", *(f"--fault={fault}" for fault in faults), "--"]
-    command += [sys.executable, "-m", "support.nvml_plain", "--at", str(AT_S)]
-    return [*command, "--truth", str(truth), "--"]
-
-
-def frozen_variables() -> dict[str, str]:
-    """What `frozen` needs in the environment."""
-    return {"GPUTEL_SIM": "clock=manual", "PYTHONPATH": str(TESTS)}
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a broker that takes what collectors publish."""
+    with brokering(tmp_path_factory.mktemp("broker")) as address:
+        yield address
 
 
 @pytest.fixture
 def run_frozen(tmp_path: Path) -> Run:
     def run(
-        module: str, *arguments: str, gpus: int = 8, model: str = "h100", faults: Any = ()
+        module: str, *arguments: str, gpus: int = 8, model: str = "h100", faults: Sequence[str] = ()
     ) -> tuple[list[dict[str, Any]], str]:
         truth = tmp_path / "truth.json"
         done = subprocess.run(

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pytest
 
-from support.collecting import Collecting, Rows, brokering, collecting
+from support.collecting import Collecting, Rows, collecting
 from support.pipeline import environment
 
 SOURCE = Path(__file__).parents[2] / "support" / "awkward_nvml.c"
@@ -74,12 +74,6 @@ def variables(folder: Path, variants: str) -> dict[str, str]:
     search = os.environ.get("LD_LIBRARY_PATH", "")
     path = f"{folder}:{search}" if search else str(folder)
     return {"LD_LIBRARY_PATH": path, "AWKWARD_NVML": variants}
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with brokering(tmp_path_factory.mktemp("broker")) as address:
-        yield address
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from integration.conformance.conftest import Run
+from support.frozen import Run
 
 MIB = 2**20
 NOT_SUPPORTED, FUNCTION_NOT_FOUND, GPU_IS_LOST = 3, 13, 15

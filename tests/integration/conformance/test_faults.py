@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from integration.conformance.conftest import Run
+from support.frozen import Run
 
 NOT_SUPPORTED, FUNCTION_NOT_FOUND, GPU_IS_LOST, RESET_REQUIRED = 3, 13, 15, 16
 LOST = "lost@60:gpu=1"

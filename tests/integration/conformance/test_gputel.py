@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from integration.conformance.conftest import frozen, frozen_variables
 from support.account import get, until
-from support.collecting import Collecting, Rows, brokering, collecting, on_path
+from support.collecting import Collecting, Rows, collecting, on_path
+from support.frozen import frozen, frozen_variables
 from support.pipeline import first_line
 
 MIB = 2**20
@@ -41,12 +41,6 @@ FAMILIES: dict[str, tuple[str, int, Any]] = {
 #: Family to the field id that it is read from.
 FIELD_FAMILIES = {ENERGY: 83, "DCGM_FI_DEV_MEMORY_TEMP": 82}
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with brokering(tmp_path_factory.mktemp("broker")) as address:
-        yield address
 
 
 def expected(truth: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
