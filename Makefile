@@ -12,7 +12,8 @@ ARGS ?=
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-NATIVE := $(wildcard src/gputel/_native/*.pyx src/gputel/_native/*.pxd src/gputel/_native/*.h)
+NATIVE := $(wildcard src/gputel/_native/*.pyx src/gputel/_native/*.pxd src/gputel/_native/*.h \
+	src/gputel/_native/simnvml/*.c src/gputel/_native/simnvml/*.h)
 
 $(BIN)/python:
 	@tools/prerequisites $(PYTHON)
@@ -90,4 +91,4 @@ dist: $(VENV)/.run ## sdist and wheel in dist/
 
 clean: ## remove what was built (never the data)
 	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
-	find src -name '*.so' -delete
+	find src -name '*.so' -delete -o -name '*.so.1' -delete
