@@ -68,7 +68,8 @@ def _complaint(text: str) -> str:
             os.close(stderr_fd)
         said = os.pread(complaint.fileno(), COMPLAINT_BYTES, 0).decode(errors="replace")
     if code:
-        return said.strip() or f"the simulated driver can't start (NVML return {code})"
+        why = said.strip().removeprefix(f"{SPECIFICATION}: ")
+        return why or f"the simulated driver can't start (NVML return {code})"
     library.nvmlShutdown()
     return ""
 
