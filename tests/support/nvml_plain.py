@@ -113,7 +113,7 @@ CALLS: Final = (
     *_each("TotalEccErrors", U64, (0, 0), (1, 0), (0, 1), (1, 1)),
     *_each("ViolationStatus", VIOLATION, (0,), (1,), (2,), (3,), (4,), (5,)),
     *_each("PcieThroughput", U, (0,), (1,)),
-    *_each("NvLinkState", I, (0,), (17,)),
+    *_each("NvLinkState", I, (0,), (11,)),
 )
 TEXTS: Final = ("Name", "UUID", "Serial", "VbiosVersion")
 #: nvmlFieldValue_t's id and scope: memory temperature, energy, NVLink bytes over all links,
