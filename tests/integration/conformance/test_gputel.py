@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,30 +101,50 @@ def test_energy_grows_on_every_gpu(broker: str, tmp_path: Path) -> None:
         collector.until(lambda rows: all(energy(rows, n) > energy(first, n) for n in range(64)))
 
 
-def stands_still(collector: Collecting, gpu: int, others: tuple[int, ...]) -> None:
-    """Wait until `gpu` has told nothing new while each of the others has, five times."""
+def stand_still(
+    collector: Collecting, gone: Sequence[int], others: Sequence[int]
+) -> dict[int, int]:
+    """Wait until those `gone` have told nothing new while each of the others has, five times;
+    the last energy that each was seen with. A GPU that is gone may have no row."""
+    last = dict.fromkeys((*gone, *others), 0)
     counts = dict.fromkeys(others, 0)
-    before = collector.rows()
 
     def seen(rows: Rows) -> bool:
-        nonlocal before, counts
-        if energy(rows, gpu) > energy(before, gpu):
+        nonlocal counts
+        if any(energy(rows, n) > last[n] for n in gone):
             counts = dict.fromkeys(others, 0)
         else:
-            counts = {n: counts[n] + (energy(rows, n) > energy(before, n)) for n in others}
-        before = rows
+            counts = {n: counts[n] + (energy(rows, n) > last[n]) for n in others}
+        last.update({n: max(last[n], energy(rows, n)) for n in last})
         return min(counts.values()) >= 5
 
     collector.until(seen)
+    return last
 
 
-@pytest.mark.parametrize("fault", ["lost", "reset_required", "fallen"])
-def test_a_gpu_that_is_lost_and_found(broker: str, tmp_path: Path, fault: str) -> None:
-    flags = ["--gpus", "3", "--fault", f"{fault}@2+1.5:gpu=1"]
+def test_gpus_that_are_lost_in_many_ways_and_found(broker: str, tmp_path: Path) -> None:
+    gone, others = range(1, 6), (0, 6)
+    ways = ("lost", "reset_required", "fallen", "lost", "lost")
+    more = ("", "", "", ":lookup=lost", ":lookup=not_found")
+    flags = [
+        f"--fault={way}@2+1.5:gpu={n}{option}"
+        for n, way, option in zip(gone, ways, more, strict=True)
+    ]
+    with simulated(tmp_path, broker, "--gpus", "7", *flags) as collector:
+        collector.until(lambda rows: all(energy(rows, n) for n in range(7)))
+        last = stand_still(collector, gone, others)
+        collector.until(lambda rows: all(energy(rows, n) > last[n] for n in last))
+
+
+def test_a_gpu_that_is_removed_and_restored(broker: str, tmp_path: Path) -> None:
+    flags = ["--gpus", "3", "--fault", "remove@2+1.5:gpu=1"]
     with simulated(tmp_path, broker, *flags) as collector:
-        begun = collector.until(lambda rows: all(energy(rows, n) for n in range(3)))
-        stands_still(collector, gpu=1, others=(0, 2))
-        collector.until(lambda rows: energy(rows, 1) > energy(begun, 1) + 50_000)
+        collector.until(lambda rows: all(energy(rows, n) for n in range(3)))
+        uuids = {index: labels["UUID"] for index, labels in collector.labels(ENERGY).items()}
+        last = stand_still(collector, gone=[1], others=[0, 2])
+        collector.until(lambda rows: all(energy(rows, n) > last[n] for n in last))
+        found = {index: labels["UUID"] for index, labels in collector.labels(ENERGY).items()}
+        assert found == uuids
 
 
 def test_what_is_not_supported_is_not_shown(broker: str, tmp_path: Path) -> None:
