@@ -43,7 +43,8 @@ static nvmlReturn_t error_field(const sim_gpu *gpu, nvmlFieldValue_t *field)
     switch (field->fieldId) {
     case NVML_FI_DEV_ECC_CURRENT:
     case NVML_FI_DEV_ECC_PENDING:
-        return as_u32(field, sim_has(PROFILE, SIM_ECC));
+        return as_u32(field, sim_has(PROFILE, SIM_ECC) ? NVML_FEATURE_ENABLED
+                                                       : NVML_FEATURE_DISABLED);
     case NVML_FI_DEV_GET_GPU_RECOVERY_ACTION:
         return as_u32(field, MODEL.remap_pending ? NVML_GPU_RECOVERY_ACTION_GPU_RESET
                                                  : NVML_GPU_RECOVERY_ACTION_NONE);
