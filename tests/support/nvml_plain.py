@@ -41,6 +41,8 @@ MEMORY_V2 = _struct(U, U64, U64, U64, U64)
 PROCESS = _struct(U, U64, U, U)
 PCI = _struct(c_char * 16, U, U, U, U, U, c_char * 32)
 FIELD = _struct(U, U, c_longlong, c_longlong, I, I, U64)
+SAMPLE = _struct(U64, U64)
+SUPPORT = _struct(U, U)
 
 
 class Call(NamedTuple):
@@ -49,7 +51,7 @@ class Call(NamedTuple):
     symbol: str
     arguments: tuple[int, ...]
     outputs: tuple[Any, ...]
-    version: int | None = None  # of the struct, in its first member
+    version: int | None = None  # what the first member of the struct must say
 
     @property
     def name(self) -> str:
@@ -92,7 +94,7 @@ CALLS: Final = (
     _plain("FanSpeed", U),
     _plain("NumFans", U),
     _plain("MemoryInfo", BYTES3),
-    Call("nvmlDeviceGetMemoryInfo_v2", (), (MEMORY_V2,), 2),
+    Call("nvmlDeviceGetMemoryInfo_v2", (), (MEMORY_V2,), sizeof(MEMORY_V2) | 2 << 24),
     _plain("BAR1MemoryInfo", BYTES3),
     _plain("CurrentClocksEventReasons", U64),
     _plain("SupportedClocksEventReasons", U64),
@@ -106,6 +108,7 @@ CALLS: Final = (
     _plain("MaxPcieLinkWidth", U),
     _plain("MigMode", U, U),
     _plain("MaxMigDeviceCount", U),
+    Call("nvmlGpmQueryDeviceSupport", (), (SUPPORT,), 1),
     *_each("Temperature", U, (0,)),
     *_each("TemperatureThreshold", U, (0,), (1,), (3,)),
     *_each("ClockInfo", U, *_CLOCKS),
@@ -122,6 +125,8 @@ FIELDS: Final = (
     *((82, 0), (83, 0), (138, 0xFFFF_FFFF), (139, 0xFFFF_FFFF), (185, 0), (186, 0)),
     *((197, 0), (198, 0), (38, 0), (45, 0), (52, 0), (59, 0), (60_000, 0)),
 )
+#: nvmlSamplingType_t: power, GPU and memory utilization, SM clock.
+SAMPLINGS: Final = (0, 1, 2, 5)
 PROCESSES: Final = ("nvmlDeviceGetComputeRunningProcesses_v3",)
 
 
@@ -158,6 +163,8 @@ class Plain:
             found[f"nvmlDeviceGet{kind}()"] = self.text(f"nvmlDeviceGet{kind}", handle)
         for symbol in PROCESSES:
             found[f"{symbol}()"] = self.processes(symbol, handle)
+        for sampling in SAMPLINGS:
+            found[f"nvmlDeviceGetSamples({sampling})"] = self.samples(handle, sampling)
         found["nvmlDeviceGetFieldValues()"] = self.fields(handle)
         found["nvmlDeviceGetPciInfo_v3()"] = self.call(
             handle, Call("nvmlDeviceGetPciInfo_v3", (), (PCI,))
@@ -168,7 +175,7 @@ class Plain:
         """One reading."""
         outputs = [kind() for kind in call.outputs]
         if call.version is not None:
-            outputs[0].f0 = sizeof(outputs[0]) | call.version << 24
+            outputs[0].f0 = call.version
         arguments = [c_int(value) for value in call.arguments]
         function = getattr(self.library, call.symbol)
         code = function(handle, *arguments, *map(byref, outputs))
@@ -205,6 +212,18 @@ class Plain:
             value = entry.f6 % (1 << bits)
             found += [entry.f0, entry.f5, 0 if entry.f5 else value]
         return found
+
+    def samples(self, handle: Any, sampling: int) -> Answer:
+        """The driver's buffer: microseconds and unsigned int, alternating."""
+        kind, count = c_int(), c_uint()
+        arguments = (handle, c_int(sampling), c_ulonglong(0), byref(kind), byref(count))
+        code = self.library.nvmlDeviceGetSamples(*arguments, None)
+        if not code:
+            entries = (SAMPLE * count.value)()
+            code = self.library.nvmlDeviceGetSamples(*arguments, entries)
+        if code:
+            return {"error": code}
+        return [n for entry in entries[: count.value] for n in (entry.f0, entry.f1 % (1 << 32))]
 
     def truth(self) -> list[dict[str, Answer]]:
         """All GPUs."""

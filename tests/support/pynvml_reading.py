@@ -10,7 +10,7 @@ from typing import Any
 
 import pynvml
 
-from support.nvml_plain import CALLS, FIELDS, PROCESSES, TEXTS, Answer, Call
+from support.nvml_plain import CALLS, FIELDS, PROCESSES, SAMPLINGS, TEXTS, Answer, Call
 
 
 def flat(answer: Any) -> list[Any]:
@@ -33,7 +33,7 @@ def ask(function: Callable[[], Any]) -> Answer:
 def read(handle: Any, call: Call) -> Answer:
     """One call through its Python function."""
     function = getattr(pynvml, re.sub(r"_v\d$", "", call.symbol))
-    if call.version is not None:
+    if call.symbol == "nvmlDeviceGetMemoryInfo_v2":
         return ask(lambda: function(handle, version=pynvml.nvmlMemory_v2))
     return ask(lambda: function(handle, *call.arguments))
 
@@ -59,6 +59,14 @@ def fields(handle: Any) -> Answer:
     return found
 
 
+def samples(handle: Any, sampling: int) -> Answer:
+    """The driver's buffer: microseconds and unsigned int, alternating."""
+    answer = ask(lambda: list(pynvml.nvmlDeviceGetSamples(handle, sampling, 0)[1]))
+    if isinstance(answer, dict):
+        return answer
+    return [value for one in answer for value in (one.timeStamp, one.sampleValue.uiVal)]
+
+
 def device(handle: Any) -> dict[str, Answer]:
     """Everything of a GPU."""
     found = {call.name: read(handle, call) for call in CALLS}
@@ -67,6 +75,8 @@ def device(handle: Any) -> dict[str, Answer]:
         found[f"{symbol}()"] = ask(lambda: getattr(pynvml, symbol)(handle))  # noqa: B023
     for symbol in PROCESSES:
         found[f"{symbol}()"] = processes(handle, symbol)
+    for sampling in SAMPLINGS:
+        found[f"nvmlDeviceGetSamples({sampling})"] = samples(handle, sampling)
     found["nvmlDeviceGetFieldValues()"] = fields(handle)
     found["nvmlDeviceGetPciInfo_v3()"] = ask(lambda: pynvml.nvmlDeviceGetPciInfo(handle))
     return found
