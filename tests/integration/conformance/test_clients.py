@@ -15,7 +15,7 @@ from support.frozen import Run
 
 MIB = 2**20
 NOT_SUPPORTED, FUNCTION_NOT_FOUND, GPU_IS_LOST = 3, 13, 15
-NODES = [("h100", 1), ("h100", 8), ("h100", 64), ("a100", 8), ("b200", 8), ("rtx4090", 8)]
+NODES = [("h100", 1), ("h100", 8), ("h100", 64), ("a100", 2), ("b200", 2), ("rtx4090", 2)]
 MODELS = {"h100": "H100", "a100": "A100", "b200": "B200", "rtx4090": "RTX 4090"}
 #: What a model hasn't got: since Ampere rows are remapped and no page is retired.
 DATA_CENTRE_LACKS = {"FanSpeed()", "RetiredPagesPendingStatus()"}
