@@ -3,7 +3,7 @@
 What it returns is the truth that other people's clients are compared with: every value is a
 list of numbers or texts in the order of the function's outputs, or `{"error": code}`.
 
-    python nvml_plain.py --at SECONDS --truth FILE -- MODULE [ARGUMENTS]
+    python -m support.nvml_plain --at SECONDS --truth FILE -- MODULE [ARGUMENTS]
 
 sets the simulated driver's manual clock, writes the truth of that instant to FILE as JSON, and
 then runs MODULE as `python -m` would, in the same process: MODULE is unmodified and sees the
@@ -24,7 +24,6 @@ from typing import Any, Final, NamedTuple
 NS_PER_S: Final = 1_000_000_000
 TEXT_BYTES: Final = 96
 PROCESSES_MAX: Final = 64
-INSUFFICIENT_SIZE: Final = 7
 
 Answer = list[Any] | dict[str, int]
 
@@ -46,7 +45,7 @@ SUPPORT = _struct(U, U)
 
 
 class Call(NamedTuple):
-    """One reading of a device: its symbol, nvidia-ml-py's name, arguments in and out."""
+    """One reading of a device: the function, its arguments, and the types it fills."""
 
     symbol: str
     arguments: tuple[int, ...]
