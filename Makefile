@@ -79,7 +79,8 @@ sanitize: $(VENV)/.test ## the kernels' tests on a build with ASan, UBSan and al
 	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	GPUTEL_NATIVE_DIR=build/debug/gputel/_native \
-	$(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential $(ARGS)
+	$(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential \
+	tests/unit/simnvml $(ARGS)
 
 proto: $(VENV)/.lint ## regenerate src/gputel/_proto from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=src/gputel/_proto \

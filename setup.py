@@ -42,6 +42,7 @@ extensions = [
     for source in sorted(NATIVE.glob("*.pyx"))
 ]
 
+
 class BuildNative(build_ext):
     """The extensions, then the simulated driver beside them."""
 

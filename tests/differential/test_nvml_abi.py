@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from support.simulation import LIBRARY
 
 NATIVE = Path(__file__).parents[2] / "src" / "gputel" / "_native"
@@ -63,11 +64,11 @@ def lines() -> list[str]:
     said = [f'    printf("{name} %lld\\n", (long long){name});' for name in constants()]
     for struct, members in structs().items():
         said.append(f'    printf("sizeof {struct} %zu\\n", sizeof({struct}));')
-        for member in members:
-            said.append(
-                f'    printf("{struct}.{member} %zu %zu\\n", offsetof({struct}, {member}), '
-                f"sizeof((({struct} *)0)->{member}));"
-            )
+        said += [
+            f'    printf("{struct}.{member} %zu %zu\\n", offsetof({struct}, {member}), '
+            f"sizeof((({struct} *)0)->{member}));"
+            for member in members
+        ]
         if versioned := re.fullmatch(r"nvml(\w+)_v(\d+)_t", struct):
             data, version = versioned.groups()
             if members[0] == "version":

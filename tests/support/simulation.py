@@ -52,7 +52,7 @@ class Sim:
 
     def inject(self, fault: str) -> bool:
         """Whether the fault was understood."""
-        return self.library.gputelSimInject(fault.encode()) == 0
+        return bool(self.library.gputelSimInject(fault.encode()) == 0)
 
     def calls(self, function: str | None = None) -> int:
         """Since the start, or the last reset."""

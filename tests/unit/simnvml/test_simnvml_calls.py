@@ -8,6 +8,7 @@ from typing import Any
 
 import pynvml
 import pytest
+
 from support.simulation import Sim, simulated
 
 GIB = 1 << 30
@@ -66,17 +67,16 @@ def test_every_lookup_finds_the_same_device():
 @simulated("gpus=1")
 def test_bad_arguments_are_refused(sim: Sim):
     nvml = sim.library
-    device = ctypes.c_void_p(
-        ctypes.cast(pynvml.nvmlDeviceGetHandleByIndex(0), ctypes.c_void_p).value
-    )
+    address = ctypes.cast(pynvml.nvmlDeviceGetHandleByIndex(0), ctypes.c_void_p).value or 0
+    device = ctypes.c_void_p(address)
     out = ctypes.c_uint()
     assert nvml.nvmlDeviceGetPowerUsage(device, None) == pynvml.NVML_ERROR_INVALID_ARGUMENT
-    for garbage in (0, 1, 8, device.value + 1, device.value - 1, 2**64 - 1, device.value + 10**6):
+    for garbage in (0, 1, 8, address + 1, address + 2, address - 1, 2**64 - 1, address + 10**6):
         handle = ctypes.c_void_p(garbage)
         said = nvml.nvmlDeviceGetPowerUsage(handle, ctypes.byref(out))
         assert said == pynvml.NVML_ERROR_INVALID_ARGUMENT, hex(garbage)
     for call in (nvml.nvmlEventSetFree, nvml.nvmlGpmSampleFree):
-        for garbage in (1, 255, 0x100, 1 << 32, 2**64 - 1, device.value):
+        for garbage in (1, 255, 0x100, 1 << 32, 2**64 - 1, address):
             assert call(ctypes.c_void_p(garbage)) == pynvml.NVML_ERROR_INVALID_ARGUMENT
     buffer = ctypes.create_string_buffer(8)
     assert nvml.nvmlDeviceGetName(device, buffer, 8) == pynvml.NVML_ERROR_INSUFFICIENT_SIZE

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pynvml
 import pytest
+
 from support.simulation import environment, simulated
 
 PROGRAM = """

@@ -83,17 +83,17 @@ static bool load(const sim_config *config)
     return true;
 }
 
-static void lock_all(void)
+static void lock_all(unsigned gpus)
 {
-    for (unsigned i = 0; i < SIM_GPUS_MAX; i++)
+    for (unsigned i = 0; i < gpus; i++)
         pthread_mutex_lock(&sim.gpus[i].target.lock);
     pthread_mutex_lock(&sim.host.lock);
 }
 
-static void unlock_all(void)
+static void unlock_all(unsigned gpus)
 {
     pthread_mutex_unlock(&sim.host.lock);
-    for (unsigned i = 0; i < SIM_GPUS_MAX; i++)
+    for (unsigned i = 0; i < gpus; i++)
         pthread_mutex_unlock(&sim.gpus[i].target.lock);
 }
 
@@ -112,9 +112,11 @@ static nvmlReturn_t load_from(const char *text)
     static sim_config config; /* large */
     if (!sim_config_read(text, &config))
         return NVML_ERROR_INVALID_ARGUMENT;
-    lock_all();
+    /* A call that began before the last shutdown may still be in a GPU of the old driver. */
+    unsigned gpus = config.gpus > sim.config.gpus ? config.gpus : sim.config.gpus;
+    lock_all(gpus);
     bool loaded = load(&config);
-    unlock_all();
+    unlock_all(gpus);
     if (!loaded)
         return NVML_ERROR_INVALID_ARGUMENT;
     for (unsigned i = 0; i < config.fault_count; i++)
