@@ -101,6 +101,11 @@ def test_energy_grows_on_every_gpu(broker: str, tmp_path: Path) -> None:
         collector.until(lambda rows: all(energy(rows, n) > energy(first, n) for n in range(64)))
 
 
+def news(rows: Rows, last: dict[int, int], gpu: int) -> bool:
+    """Does `gpu` tell something else than before? Its counter may have begun anew."""
+    return energy(rows, gpu) not in (0, last[gpu])
+
+
 def stand_still(
     collector: Collecting, gone: Sequence[int], others: Sequence[int]
 ) -> dict[int, int]:
@@ -111,11 +116,11 @@ def stand_still(
 
     def seen(rows: Rows) -> bool:
         nonlocal counts
-        if any(energy(rows, n) > last[n] for n in gone):
+        if any(news(rows, last, n) for n in gone):
             counts = dict.fromkeys(others, 0)
         else:
-            counts = {n: counts[n] + (energy(rows, n) > last[n]) for n in others}
-        last.update({n: max(last[n], energy(rows, n)) for n in last})
+            counts = {n: counts[n] + news(rows, last, n) for n in others}
+        last.update({n: energy(rows, n) or last[n] for n in last})
         return min(counts.values()) >= 5
 
     collector.until(seen)
@@ -133,7 +138,7 @@ def test_gpus_that_are_lost_in_many_ways_and_found(broker: str, tmp_path: Path) 
     with simulated(tmp_path, broker, "--gpus", "7", *flags) as collector:
         collector.until(lambda rows: all(energy(rows, n) for n in range(7)))
         last = stand_still(collector, gone, others)
-        collector.until(lambda rows: all(energy(rows, n) > last[n] for n in last))
+        collector.until(lambda rows: all(news(rows, last, n) for n in last))
 
 
 def test_a_gpu_that_is_removed_and_restored(broker: str, tmp_path: Path) -> None:
@@ -142,7 +147,7 @@ def test_a_gpu_that_is_removed_and_restored(broker: str, tmp_path: Path) -> None
         collector.until(lambda rows: all(energy(rows, n) for n in range(3)))
         uuids = {index: labels["UUID"] for index, labels in collector.labels(ENERGY).items()}
         last = stand_still(collector, gone=[1], others=[0, 2])
-        collector.until(lambda rows: all(energy(rows, n) > last[n] for n in last))
+        collector.until(lambda rows: all(news(rows, last, n) for n in last))
         found = {index: labels["UUID"] for index, labels in collector.labels(ENERGY).items()}
         assert found == uuids
 
