@@ -28,7 +28,9 @@ $(VENV)/.run: $(BIN)/python pyproject.toml setup.py constraints.txt $(NATIVE)
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
+# setuptools-scm builds gpustat, which the registry has as source only.
 $(VENV)/.test: $(VENV)/.run
+	@$(PIP) setuptools-scm
 	@$(PIP) --no-build-isolation -e '.[test]'
 	@touch $@
 

@@ -69,6 +69,11 @@ def read_environment() -> dict[str, str]:
     }
 
 
+def inherited_environment() -> dict[str, str]:
+    """All of the process's variables, for a program that takes its place."""
+    return dict(os.environ)
+
+
 def default_data_dir() -> Path:
     """/var/lib/gputel for root, gputel in the user's data directory (XDG) otherwise."""
     if os.geteuid() == 0:

@@ -9,6 +9,7 @@ from gputel.collector.collector import Collector
 from gputel.collector.exporter import OWN_METRICS_PATH, exporter_app
 from gputel.config import Config
 from gputel.services.process import Process
+from gputel.services.simulate import is_simulated
 from gputel.sources import Source
 from gputel.sources.opening import open_source
 
@@ -69,5 +70,5 @@ def reason(kind: str, source: Source) -> str:
     if kind != "auto":
         return f"chosen by source.kind {kind}"
     if source.name == "nvml":
-        return "an NVIDIA driver is here"
+        return f"{'the simulated' if is_simulated() else 'an'} NVIDIA driver is here"
     return "no NVIDIA driver here, so the GPUs are simulated"
