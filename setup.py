@@ -53,6 +53,8 @@ class BuildNative(build_ext):
         built = Path(self.build_lib, SIMNVML.relative_to("src"), SIMNVML_LIBRARY)
         self.build_simnvml(built)
         if self.inplace or self.editable_mode:
+            # A new file: a process that runs on the old one keeps it.
+            (SIMNVML / SIMNVML_LIBRARY).unlink(missing_ok=True)
             self.copy_file(str(built), str(SIMNVML / SIMNVML_LIBRARY))
 
     def build_simnvml(self, library: Path) -> None:
