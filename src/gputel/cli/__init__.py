@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -199,7 +200,8 @@ def _service(arguments: argparse.Namespace) -> int:
     supervised = arguments.ready_fd is not None
     config = None if supervised else load(arguments)
     module = importlib.import_module(f"gputel.services.{arguments.service}")
-    run(arguments.service, module.serve, config, arguments.ready_fd)
+    reload = None if supervised else partial(load, arguments)
+    run(arguments.service, module.serve, config, arguments.ready_fd, reload)
     return OK
 
 

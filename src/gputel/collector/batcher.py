@@ -46,13 +46,21 @@ class Draft:
 class Batcher:
     """Holds the columns between the rings and the frames; used on one thread."""
 
-    def __init__(self, rings: Rings, gpus: Sequence[Gpu], capacity_samples: int) -> None:
+    def __init__(
+        self, rings: Rings, gpus: Sequence[Gpu], capacity_samples: int, *, encodes: bool = True
+    ) -> None:
         self._rings = rings
+        self._encodes = encodes  # False where nothing is published: chunks are empty
         self._columns: Mapping[MetricSet, Columns] = {
             metric_set: Columns(metric_set.storages, len(gpus), capacity_samples)
             for metric_set in rings
         }
         self._sealed: list[Sealed] = []
+
+    def grow(self, gpus: int) -> None:
+        """Make room for the rows of GPUs that were added."""
+        for columns in self._columns.values():
+            columns.grow(gpus)
 
     def drain(self) -> int:
         """Empty the rings into the columns; returns the rows moved."""
@@ -77,7 +85,8 @@ class Batcher:
     def _seal(self, metric_set: MetricSet, columns: Columns) -> None:
         for part in columns.seal():
             batch = Batch(metric_set, part.time_ns, part.sequence, part.columns, part.valid)
-            self._sealed.append(Sealed(part.gpu, batch, wire.encode_batch(batch)))
+            chunk = wire.encode_batch(batch) if self._encodes else b""
+            self._sealed.append(Sealed(part.gpu, batch, chunk))
 
 
 class Framer:
@@ -86,6 +95,11 @@ class Framer:
     def __init__(self, gpus: Sequence[Gpu]) -> None:
         self.gpus = gpus
         self._told_at_ns: dict[tuple[str, int], int] = {}
+
+    def grow(self, gpus: Sequence[Gpu]) -> None:
+        """Take the GPUs as they are known now, and tell the inventory again."""
+        self.gpus = gpus
+        self._told_at_ns.clear()
 
     def frames(
         self, sealed: Sequence[Sealed], events: Sequence[Event], now_ns: int, *, repeat: bool
