@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CLANG ?= clang
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test lint format types fault e2e bench sanitize proto dist clean
+.PHONY: help setup build run test lint format types fault e2e bench sanitize fuzz proto dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,7 +28,9 @@ $(VENV)/.run: $(BIN)/python pyproject.toml setup.py constraints.txt $(NATIVE)
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
+# setuptools-scm builds gpustat, which the registry has as source only.
 $(VENV)/.test: $(VENV)/.run
+	@$(PIP) setuptools-scm
 	@$(PIP) --no-build-isolation -e '.[test]'
 	@touch $@
 
@@ -62,8 +65,9 @@ format: $(VENV)/.lint ## let ruff fix and format
 types: $(VENV)/.lint ## mypy only
 	$(BIN)/mypy
 
-fault: $(VENV)/.test ## the tests that kill processes
-	$(BIN)/python -m pytest tests/fault $(ARGS)
+MINUTES ?= 0
+fault: $(VENV)/.test ## the tests that kill processes (MINUTES=60: random histories for so long each)
+	$(BIN)/python -m pytest tests/fault -s --minutes $(MINUTES) $(ARGS)
 
 e2e: $(VENV)/.test ## the tests in a real browser
 	@tools/browser
@@ -72,13 +76,26 @@ e2e: $(VENV)/.test ## the tests in a real browser
 bench: $(VENV)/.test ## micro-benchmarks against the stored baseline: what got slower
 	$(BIN)/python -m benchmarks.micro $(ARGS)
 
-sanitize: $(VENV)/.test ## the kernels' tests on a build with ASan, UBSan and all checks
-	GPUTEL_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --build-lib build/debug
+# The kernels built with ASan, UBSan and all checks, and what runs a command on them.
+SANITIZED = GPUTEL_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --build-lib build/debug && \
 	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	GPUTEL_NATIVE_DIR=build/debug/gputel/_native \
-	$(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential \
-	tests/unit/simnvml $(ARGS)
+	GPUTEL_NATIVE_DIR=build/debug/gputel/_native
+
+sanitize: $(VENV)/.test ## the kernels' tests on a build with ASan, UBSan and all checks
+	$(SANITIZED) $(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential \
+	  tests/unit/simnvml $(ARGS)
+
+fuzz: $(VENV)/.test ## damage chunks at random on that build (SECONDS=600), with clang by libFuzzer too
+	$(SANITIZED) FUZZ_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest -p no:cacheprovider -s \
+	  tests/differential/test_codec_fuzz.py $(ARGS)
+	@command -v $(CLANG) >/dev/null || { echo "without $(CLANG), libFuzzer is left out"; exit 0; }; \
+	set -ex; mkdir -p build/fuzz/corpus; \
+	$(CLANG) -std=c11 -O1 -g -fno-strict-aliasing -fsanitize=fuzzer,address,undefined \
+	  -fno-sanitize-recover=undefined -Isrc/gputel/_native tests/fuzz/chunk_read.c -lm \
+	  -o build/fuzz/chunk_read; \
+	build/fuzz/chunk_read -max_total_time=$(or $(SECONDS),60) -max_len=4096 \
+	  -artifact_prefix=build/fuzz/ build/fuzz/corpus tests/data/v1 tests/data/v2
 
 proto: $(VENV)/.lint ## regenerate src/gputel/_proto from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=src/gputel/_proto \

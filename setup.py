@@ -25,6 +25,7 @@ OPTIMISED = ["-O3", "-fno-strict-aliasing"]
 SANITIZED = [
     "-O1",
     "-g",
+    "-fno-strict-aliasing",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=undefined",
     "-fno-omit-frame-pointer",
@@ -34,11 +35,11 @@ extensions = [
     Extension(
         f"gputel._native.{source.stem}",
         [str(source)],
+        depends=sorted(map(str, NATIVE.glob("*.h"))),
         include_dirs=[numpy.get_include(), str(NATIVE)],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=["-std=c11", "-Wall", *(SANITIZED if DEBUG else OPTIMISED)],
         extra_link_args=["-fsanitize=address,undefined"] if DEBUG else [],
-        depends=[str(header) for header in sorted(NATIVE.glob("*.h"))],
     )
     for source in sorted(NATIVE.glob("*.pyx"))
 ]
@@ -52,6 +53,8 @@ class BuildNative(build_ext):
         built = Path(self.build_lib, SIMNVML.relative_to("src"), SIMNVML_LIBRARY)
         self.build_simnvml(built)
         if self.inplace or self.editable_mode:
+            # A new file: a process that runs on the old one keeps it.
+            (SIMNVML / SIMNVML_LIBRARY).unlink(missing_ok=True)
             self.copy_file(str(built), str(SIMNVML / SIMNVML_LIBRARY))
 
     def build_simnvml(self, library: Path) -> None:

@@ -31,6 +31,13 @@ async def serve(data_dir: Path) -> None:
 @asynccontextmanager
 async def running_broker(data_dir: Path) -> AsyncIterator[str]:
     """The address of a broker that runs while the context does."""
+    async with running_broker_process(data_dir) as (address, _):
+        yield address
+
+
+@asynccontextmanager
+async def running_broker_process(data_dir: Path) -> AsyncIterator[tuple[str, int]]:
+    """(address, process id) of a broker that runs while the context does."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -46,7 +53,7 @@ async def running_broker(data_dir: Path) -> AsyncIterator[str]:
             address = (await process.stdout.readline()).decode().strip()
         if not address:
             raise RuntimeError("the broker did not start")
-        yield address
+        yield address, process.pid
     finally:
         process.stdin.close()
         await process.wait()

@@ -28,4 +28,10 @@ def kernels(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     return ring.Ring, columns.Columns
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--minutes", default="0", help="how long each test of random faults goes on (0: one round)"
+    )
+
+
 pytest_plugins = ["support.database", "support.pipeline"]

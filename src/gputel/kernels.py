@@ -1,8 +1,8 @@
 """The only door to the kernels.
 
-    ring, columns, nvml    native (gputel._native), or the readable twins (gputel._reference)
-                           where GPUTEL_KERNELS=reference asks for them
-    codec, pgcopy          readable Python
+    ring, columns, codec, minutes, pgcopy, nvml    native (gputel._native), or the readable
+                                                   twins (gputel._reference) where
+                                                   GPUTEL_KERNELS=reference asks for them
 
 A native module that is missing is an ImportError, never a silent slow path. The variable is
 read here and not in `gputel.config`, because it decides what this module consists of.
@@ -14,27 +14,27 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gputel._reference.codec import (
-    ChunkHeader,
-    DecodedChunk,
-    decode_chunk,
-    encode_chunk,
-    read_chunk_header,
-)
-from gputel._reference.pgcopy import CopyField, copy_binary
+from gputel._reference.pgcopy import FieldType
+from gputel.chunks import ChunkHeader, DecodedChunk
 from gputel.plan import Plan
-from gputel.rows import Sealed, WhenFull, row_dtype
+from gputel.rows import MinuteStatistics, Sealed, WhenFull, row_dtype
 
 NATIVE = os.environ.get("GPUTEL_KERNELS") != "reference"
 
 if TYPE_CHECKING:
+    from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._native.columns import Columns
+    from gputel._native.minutes import minute_statistics
     from gputel._native.nvml import Sweeper
+    from gputel._native.pgcopy import CopyStream
     from gputel._native.ring import Ring
 elif NATIVE:
     try:
+        from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
         from gputel._native.columns import Columns
+        from gputel._native.minutes import minute_statistics
         from gputel._native.nvml import Sweeper
+        from gputel._native.pgcopy import CopyStream
         from gputel._native.ring import Ring
     except ImportError as error:
         raise ImportError(
@@ -43,8 +43,11 @@ elif NATIVE:
             "GPUTEL_KERNELS=reference to run on the slow readable ones"
         ) from error
 else:
+    from gputel._reference.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._reference.columns import Columns
+    from gputel._reference.minutes import minute_statistics
     from gputel._reference.nvml import Sweeper
+    from gputel._reference.pgcopy import CopyStream
     from gputel._reference.ring import Ring
 
 
@@ -60,15 +63,17 @@ __all__ = [
     "NATIVE",
     "ChunkHeader",
     "Columns",
-    "CopyField",
+    "CopyStream",
     "DecodedChunk",
+    "FieldType",
+    "MinuteStatistics",
     "Ring",
     "Sealed",
     "Sweeper",
     "WhenFull",
-    "copy_binary",
     "decode_chunk",
     "encode_chunk",
+    "minute_statistics",
     "nvml_sweeper",
     "read_chunk_header",
     "row_dtype",

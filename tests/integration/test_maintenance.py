@@ -193,6 +193,7 @@ async def test_partitions_are_made_ahead(store: Store) -> None:
         **{f"sample_hot_{s.name}": 2 for s in SET_BY_CADENCE.values()},
         "sample_chunk": 2,
         "rollup_1m": 2,
+        "process_sample": 2,
     }
 
 

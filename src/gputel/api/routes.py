@@ -11,10 +11,12 @@ from gputel import __version__, limits
 from gputel.api import params, views
 from gputel.clock import Clock
 from gputel.errors import DatabaseUnavailable, QueryInvalid
+from gputel.inventory import EventKind
 from gputel.observe import Health
 
 if TYPE_CHECKING:
-    from gputel.store.query import Latest, NodeRow, Query
+    from gputel.store.latest import Latest
+    from gputel.store.query import NodeRow, Query
 
 GPUS_PAGE_DEFAULT: Final = 1000
 
@@ -61,9 +63,8 @@ async def _gpus(request: Request) -> views.Json:
     latest: dict[int, list[Latest]] | None = None
     if arguments["latest"]:
         latest = {row.gpu_id: [] for row in rows}
-        for value in await request.query.latest(arguments["metrics"]):
-            if value.gpu_id in latest:
-                latest[value.gpu_id].append(value)
+        for value in await request.query.latest(arguments["metrics"], list(latest)):
+            latest[value.gpu_id].append(value)
     return views.gpu_page(rows, str(rows[-1].gpu_id) if more else None, latest)
 
 
@@ -73,10 +74,7 @@ async def _gpu(request: Request) -> views.Json:
 
 async def _telemetry(request: Request) -> views.Json:
     arguments = request.arguments
-    start_ns: int = arguments["start_time"]
-    end_ns: int = arguments["end_time"]
-    if start_ns >= end_ns:
-        raise QueryInvalid("end_time", "must be later than start_time")
+    start_ns, end_ns = _range(request)
     row = await request.query.gpu(arguments["id"])
     page = await request.query.telemetry(
         row,
@@ -87,6 +85,44 @@ async def _telemetry(request: Request) -> views.Json:
         cursor=arguments["cursor"],
     )
     return views.telemetry(row, page, start_ns, end_ns)
+
+
+def _range(request: Request) -> tuple[int, int]:
+    start_ns: int = request.arguments["start_time"]
+    end_ns: int = request.arguments["end_time"]
+    if start_ns >= end_ns:
+        raise QueryInvalid("end_time", "must be later than start_time")
+    return start_ns, end_ns
+
+
+async def _processes(request: Request) -> views.Json:
+    arguments = request.arguments
+    start_ns, end_ns = _range(request)
+    row = await request.query.gpu(arguments["id"])
+    page = await request.query.processes(
+        row,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        limit=arguments["limit"],
+        cursor=arguments["cursor"],
+    )
+    return views.processes(row, page, start_ns, end_ns)
+
+
+async def _events(request: Request) -> views.Json:
+    arguments = request.arguments
+    start_ns, end_ns = _range(request)
+    kinds: tuple[str, ...] | None = arguments["kind"]
+    page = await request.query.events(
+        start_ns=start_ns,
+        end_ns=end_ns,
+        kinds=None if kinds is None else [EventKind(kind) for kind in kinds],
+        gpu=arguments["gpu"],
+        node=arguments["node"],
+        limit=arguments["limit"],
+        cursor=arguments["cursor"],
+    )
+    return views.events(page, start_ns, end_ns)
 
 
 async def _metrics(request: Request) -> views.Json:
@@ -114,6 +150,20 @@ async def _pipeline(request: Request) -> views.Json:
 
 _GPU_ID = params.text(
     "id", "The GPU's number in this store, or its UUID.", chars_max=128, where="path"
+)
+_RANGE = (
+    params.time("start_time", "From here on, included.", default="-1h"),
+    params.time("end_time", "Until here, excluded.", default="now"),
+)
+_ROWS_PAGE = (
+    params.integer(
+        "limit",
+        "Rows on a page.",
+        low=1,
+        high=limits.QUERY_ROWS_MAX,
+        default=limits.QUERY_ROWS_DEFAULT,
+    ),
+    params.cursor(),
 )
 
 ROUTES: Final = (
@@ -158,8 +208,7 @@ ROUTES: Final = (
         _telemetry,
         (
             _GPU_ID,
-            params.time("start_time", "From here on, included.", default="-1h"),
-            params.time("end_time", "Until here, excluded.", default="now"),
+            *_RANGE,
             params.metrics("metrics", "Only these; all when absent."),
             params.integer(
                 "limit",
@@ -169,6 +218,30 @@ ROUTES: Final = (
                 default=limits.QUERY_POINTS_DEFAULT,
             ),
             params.cursor(),
+        ),
+    ),
+    Route(
+        "/api/v1/gpus/{id}/processes",
+        "listProcesses",
+        "processes",
+        "What ran on one GPU, oldest first",
+        "Processes",
+        _processes,
+        (_GPU_ID, *_RANGE, *_ROWS_PAGE),
+    ),
+    Route(
+        "/api/v1/events",
+        "listEvents",
+        "events",
+        "What happened to the GPUs and their collectors, newest first",
+        "Events",
+        _events,
+        (
+            *_RANGE,
+            params.choices("kind", "Only events of these kinds.", [k.value for k in EventKind]),
+            params.text("gpu", "Only of the GPU with this number or UUID.", chars_max=128),
+            params.text("node", "Only of this node."),
+            *_ROWS_PAGE,
         ),
     ),
     Route(

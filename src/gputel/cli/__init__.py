@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from gputel import __version__, errors
-from gputel.cli import broker, recordings
+from gputel.cli import broker, exporter, recordings, sim
 from gputel.cli.arguments import (
     EXIT_CODES,
     FORCED,
@@ -44,11 +44,13 @@ examples:
   gputel up --source replay:dump.csv --once --speed max
   gputel doctor                                    what is wrong, and what to do
   gputel config check gputel.yaml                  the effective configuration
+  gputel sim run --gpus 16 -- nvitop --once        any program on simulated GPUs
 
 exit codes:
   0 done   1 internal error   2 usage   3 configuration   4 input file or directory
   5 port or data directory in use   6 database unavailable   7 broker unavailable
   8 this machine lacks something   9 doctor found problems   130 forced by a second Ctrl-C
+  sim run: the program's own; 126 it can't be executed, 127 there is none
 """
 
 
@@ -107,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         service.set_defaults(run=_service, service=name)
         if name == "collector":
             _add_source(service)
-            _add_exporter(service)
+            exporter.add(service)
         if name == "api":
             _add_http(service)
         if name == "broker":
@@ -118,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add_common(migrate)
     migrate.set_defaults(run=_migrate)
     _add_config(commands)
+    sim.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.add_argument("--json", action="store_true", help="one line of JSON")
     version.set_defaults(run=_version)
@@ -137,38 +140,6 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="replay: end with the file (the pipeline stays up); otherwise it is looped",
-    )
-
-
-def _add_exporter(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("exporter", "The short flags are those of dcgm-exporter.")
-    group.add_argument(
-        "--standalone",
-        action="store_true",
-        default=None,
-        help="export only: no broker is needed, and nothing is published",
-    )
-    group.add_argument(
-        "-f", "--collectors", metavar="CSV", help="counter file of dcgm-exporter: FIELD, type, help"
-    )
-    group.add_argument("-a", "--address", metavar="[HOST]:PORT", help="where /metrics is served")
-    group.add_argument("--profile", metavar="NAME", help="names on /metrics: dcgm or gputel")
-    group.add_argument("--hostname-label", metavar="NAME", help="Hostname or hostname")
-    group.add_argument(
-        "-n",
-        "--no-hostname",
-        dest="hostname_label",
-        action="store_const",
-        const="null",
-        help="leave that label out",
-    )
-    group.add_argument("-x", "--xid-count-window-size", metavar="MS", help="default 300000")
-    group.add_argument("--clock-events-count-window-size", metavar="MS", help="default 300000")
-    group.add_argument(
-        "--replace-blanks-in-model-name",
-        action="store_true",
-        default=None,
-        help="put dashes for the blanks in modelName",
     )
 
 

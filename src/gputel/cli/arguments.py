@@ -30,6 +30,8 @@ EXIT_CODES: Final = {
     "BrokerUnavailable": 7,
     "SourceUnavailable": 8,
     "KernelsUnavailable": 8,
+    "CommandNotExecutable": 126,
+    "CommandNotFound": 127,
 }
 
 

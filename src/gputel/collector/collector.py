@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Final
 
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
 from gputel.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK, Clock
+from gputel.collector.attribution import Attribution, AttributionSettings
 from gputel.collector.batcher import Batcher, Framer
 from gputel.collector.driver import describe_driver
 from gputel.collector.exporter import Exporter, ExporterSettings
 from gputel.collector.exporter.latest import lifetime_ns
 from gputel.collector.outbox import Outbox
+from gputel.collector.processes import ProcessAccounting
 from gputel.collector.sampler import Sampler
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import GputelError
@@ -32,6 +34,7 @@ from gputel.inventory import Event, EventKind, Gpu
 from gputel.kernels import Ring, WhenFull
 from gputel.observe import Health, Telemetry
 from gputel.sources import Source
+from gputel.sources.nvml_mig import mig_parent
 from gputel.sources.source import Hardware
 
 if TYPE_CHECKING:  # without a broker, gRPC's 12 MB stay out
@@ -61,6 +64,7 @@ class Collector:
         clock: Clock = SYSTEM_CLOCK,
         *,
         exporter: ExporterSettings | None = None,
+        attribution: AttributionSettings | None = None,
     ) -> None:
         self._settings = settings
         self.source = source
@@ -84,6 +88,10 @@ class Collector:
         self.gpus: Sequence[Gpu] = ()
         self.exporter = Exporter(exporter or ExporterSettings(), clock)
         self.outbox: Outbox | None = None
+        self.processes: ProcessAccounting | None = None
+        self.attribution: Attribution | None = None
+        self._add_label_providers(attribution, telemetry)
+        self._accounting: asyncio.Task[None] | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -97,6 +105,24 @@ class Collector:
             "gputel_collector_tick_lateness_seconds", "How late a sweep began"
         )
         self._describe(telemetry, health)
+
+    def _add_label_providers(
+        self, attribution: AttributionSettings | None, telemetry: Telemetry
+    ) -> None:
+        if self._settings.processes:
+            self.processes = ProcessAccounting(
+                self.source,
+                self._clock,
+                telemetry,
+                period_s=1 / self._settings.slow_hz,
+                publish=self._broker is not None,
+            )
+            self.exporter.add(self.processes)
+        # A recording's GPUs are not in this machine.
+        if attribution is not None and attribution.mode != "off" and not self._replay:
+            mig_lookup = mig_parent if self.source.name == "nvml" else None
+            self.attribution = Attribution(attribution, self._clock, telemetry, mig_lookup)
+            self.exporter.add(self.attribution)
 
     @property
     def finished(self) -> bool:
@@ -136,6 +162,11 @@ class Collector:
             self._clock,
             self._settings.cpu_budget_percent / 100,
         )
+        if self.processes is not None:
+            account = self.processes.run(lambda: self.gpus)
+            self._accounting = asyncio.create_task(account, name="processes")
+        if self.attribution is not None:
+            self.attribution.start(lambda: self.gpus)
         self.poll(self._settings.polling)
         self._pump = asyncio.create_task(self._run(), name="collector-pump")
         self._sampler.start()
@@ -158,9 +189,12 @@ class Collector:
             ended = await asyncio.to_thread(self._sampler.stop, THREAD_DEADLINE_S)
             if not ended:
                 log.warning("the sampler hangs in the driver; leaving it behind")
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+        tasks = [task for task in (self._pump, self._accounting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.attribution is not None:
+            await self.attribution.stop()
         if self._sampler is not None:
             with contextlib.suppress(GputelError):
                 await self._last_words()
@@ -245,6 +279,9 @@ class Collector:
         events = self.outbox.owed_events(wall_ns) + events
         for draft in self._framer.frames(sealed, events, wall_ns, repeat=self._live):
             await self.outbox.send(draft, wall_ns)
+        if self.processes is not None:
+            for draft in self._framer.process_frames(self.processes.take()):
+                await self.outbox.send(draft, wall_ns)
 
     def _export(self, events: Sequence[Event], now_ns: int) -> None:
         self.exporter.observe(events, now_ns)

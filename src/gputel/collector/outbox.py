@@ -60,6 +60,7 @@ class Outbox:
             gpus=draft.gpus,
             inventory=draft.inventory,
             events=draft.events,
+            processes=draft.processes,
         )
         payload = wire.encode_frame(frame)
         if self._live:

@@ -43,7 +43,7 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     cpu_budget_percent: Annotated[float, msgspec.Meta(gt=0, le=100)] = 1
     #: false: make no driver calls. Read again on SIGHUP; SIGUSR1 toggles it.
     polling: bool = True
-    #: Read the processes on each GPU, at the slow rate.
+    #: At each slow sweep, look which processes use the GPUs: memory, utilisation, container.
     processes: bool = False
     #: A sample waits at most this long for others before it is published.
     flush_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 100

@@ -13,6 +13,7 @@ from gputel.collector.exporter import OWN_METRICS_PATH, exporter_app
 from gputel.config import Config
 from gputel.errors import GputelError
 from gputel.services.process import Process
+from gputel.services.simulate import is_simulated
 from gputel.sources import Source
 from gputel.sources.opening import open_source
 
@@ -35,6 +36,7 @@ async def serve(process: Process) -> None:
             process.telemetry,
             process.health,
             exporter=config.exporter,
+            attribution=config.attribution,
         )
         own = process.telemetry if config.exporter.own_metrics else None
         app = exporter_app(collector.exporter, config.exporter.profile, own)
@@ -84,5 +86,5 @@ def reason(kind: str, source: Source) -> str:
     if kind != "auto":
         return f"chosen by source.kind {kind}"
     if source.name == "nvml":
-        return "an NVIDIA driver is here"
+        return f"{'the simulated' if is_simulated() else 'an'} NVIDIA driver is here"
     return "no NVIDIA driver here, so the GPUs are simulated"

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from gputel.config import Config, parse_address
 from gputel.limits import MIB
+from gputel.services.simulate import is_simulated
 from gputel.services.state import (
     FREE_BYTES_MIN,
     UpState,
@@ -26,6 +27,7 @@ from gputel.services.state import (
     is_running,
     read_state,
 )
+from gputel.store.settings import SINK_GROUP
 
 TIMEOUT_S: Final = 3.0
 ANSWER_BYTES_MAX: Final = 8 * MIB
@@ -33,7 +35,9 @@ FRESH_S: Final = 30.0
 LAG_FRAMES_MAX: Final = 10_000
 #: A line of the broker's /metrics: frames that the sink's group has not acknowledged.
 LAG_METRIC: Final = re.compile(
-    r'^gputel_broker_group_lag_messages\{[^}]*group="store"[^}]*\} ([0-9.e+]+)', re.MULTILINE
+    r"^gputel_broker_group_lag_messages\{"
+    rf'[^}}]*group="{re.escape(SINK_GROUP)}"[^}}]*\}} ([0-9.e+]+)',
+    re.MULTILINE,
 )
 
 
@@ -84,6 +88,8 @@ def _driver(kind: str) -> Check:
         if kind == "nvml":
             return Check("driver", False, finding, "install the driver, or use --source sim")
         return Check("driver", True, f"{finding}; GPUs are simulated with --source auto")
+    if is_simulated():
+        return Check("driver", True, "libnvidia-ml.so.1 is the simulated one (`gputel sim`)")
     return Check("driver", True, "libnvidia-ml.so.1 is here")
 
 

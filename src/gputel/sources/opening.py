@@ -24,9 +24,10 @@ def open_source(
 ) -> Source:
     """The source that `settings` names; its `open` is called by the collector.
 
-    `periods_ns` is the sampling period of each cadence. `auto` is the driver when there is one
-    with GPUs, else the simulator. SourceUnavailable: `nvml` without a driver or a GPU, or a
-    driver whose GPUs can't be opened. InputError: a bad file or model.
+    `periods_ns` is the sampling period of each cadence; `processes` asks for process accounting.
+    `auto` is the driver when there is one with GPUs, else the simulator. SourceUnavailable:
+    `nvml` without a driver or a GPU, or a driver whose GPUs can't be opened. InputError: a bad
+    file or model.
     """
     node = settings.node or socket.gethostname()
     if settings.kind.startswith(REPLAY):
@@ -51,4 +52,5 @@ def open_source(
         model=settings.model,
         seed=settings.seed,
         periods_ns=periods_ns,
+        processes=processes,
     )

@@ -170,6 +170,23 @@ def test_functions_and_fields_agree(sim: Sim):
     assert field(device, 9999).nvmlReturn == pynvml.NVML_ERROR_INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize(
+    ("driver", "thermal", "other"), [("575.57.08", 251, 269), ("580.95.05", 269, 251)]
+)
+@simulated("gpus=64,seed=5,profile=training,clock=manual,driver={driver}")
+def test_fields_above_250_depend_on_the_driver(driver: str, thermal: int, other: int, sim: Sim):
+    sim.advance(300)
+    counters = []
+    for index in range(64):
+        device = pynvml.nvmlDeviceGetHandleByIndex(index)
+        expected = pynvml.nvmlDeviceGetViolationStatus(device, pynvml.NVML_PERF_POLICY_THERMAL)
+        found, missing = pynvml.nvmlDeviceGetFieldValues(device, [thermal, other])
+        assert (found.fieldId, found.value.ullVal) == (thermal, expected.violationTime)
+        assert missing.nvmlReturn == pynvml.NVML_ERROR_NOT_SUPPORTED
+        counters.append(found.value.ullVal)
+    assert max(counters) > 0
+
+
 @simulated("gpus=2,profile=training,clock=manual")
 def test_processes_come_with_jobs(sim: Sim):
     sim.advance(110)

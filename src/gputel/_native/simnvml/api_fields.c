@@ -282,6 +282,31 @@ static field_reader reader_of(unsigned id)
     return read;
 }
 
+/* NOTE(renumbered): from 251 on, the ids of nvml.h 13 (driver 580) are others than those of
+ * 12.9: the thermal, power brake and balancing fields moved by 18, and new ones came before
+ * and after them. The id in the numbering of 12.9; 0, which is no field, for a new one. */
+static unsigned id_in_12(unsigned id)
+{
+    const unsigned moved_by = 18, last_new = 309;
+    if (id < NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN || sim.config.branch < 580)
+        return id;
+    if (WITHIN(id - moved_by, NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN,
+               NVML_FI_DEV_POWER_SYNC_BALANCING_AF))
+        return id - moved_by;
+    return id <= last_new ? 0 : id;
+}
+
+/* Reads one field, under the id of 12.9. */
+static nvmlReturn_t read_field(const sim_gpu *gpu, nvmlFieldValue_t *field)
+{
+    unsigned asked = field->fieldId;
+    field->fieldId = id_in_12(asked);
+    field_reader read = reader_of(field->fieldId);
+    nvmlReturn_t result = read ? read(gpu, field) : NVML_ERROR_INVALID_ARGUMENT;
+    field->fieldId = asked;
+    return result;
+}
+
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int valuesCount,
                                       nvmlFieldValue_t *values)
 {
@@ -291,15 +316,12 @@ nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int valuesCount,
     bool hidden = gpu->target.faults.in_force & 1u << SIM_FAULT_NOT_SUPPORTED;
     for (int i = 0; i < valuesCount; i++) {
         nvmlFieldValue_t *field = &values[i];
-        field_reader read = reader_of(field->fieldId);
         field->timestamp = now_us;
         field->latencyUsec = 0;
-        if (!read)
-            field->nvmlReturn = NVML_ERROR_INVALID_ARGUMENT;
-        else if (hidden && sim_fault_hides_field(&gpu->target.faults, field->fieldId))
+        if (hidden && sim_fault_hides_field(&gpu->target.faults, field->fieldId))
             field->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
         else
-            field->nvmlReturn = read(gpu, field);
+            field->nvmlReturn = read_field(gpu, field);
     }
     return NVML_SUCCESS;
 }
@@ -311,7 +333,7 @@ nvmlReturn_t nvmlDeviceClearFieldValues(nvmlDevice_t device, int valuesCount,
     DEVICE_CALL(nvmlDeviceClearFieldValues,
                 values && valuesCount > 0 && valuesCount <= FIELDS_MAX);
     for (int i = 0; i < valuesCount; i++) {
-        field_reader read = reader_of(values[i].fieldId);
+        field_reader read = reader_of(id_in_12(values[i].fieldId));
         bool counters = read == nvlink_field && PROFILE->nvlinks;
         values[i].nvmlReturn = !read      ? NVML_ERROR_INVALID_ARGUMENT
                                : counters ? NVML_SUCCESS

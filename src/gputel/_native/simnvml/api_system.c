@@ -2,14 +2,8 @@
 #include "driver.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-
-static unsigned branch(void)
-{
-    return (unsigned)strtoul(sim.config.driver, NULL, 10);
-}
 
 nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length)
 {
@@ -22,7 +16,7 @@ nvmlReturn_t nvmlSystemGetNVMLVersion(char *version, unsigned int length)
 {
     HOST_CALL(nvmlSystemGetNVMLVersion, version);
     char text[NVML_SYSTEM_NVML_VERSION_BUFFER_SIZE];
-    snprintf(text, sizeof text, "%d.%s", branch() < 580 ? 12 : 13, sim.config.driver);
+    snprintf(text, sizeof text, "%d.%s", sim.config.branch < 580 ? 12 : 13, sim.config.driver);
     return sim_copy_text(version, length, text);
 }
 
@@ -35,7 +29,7 @@ static int cuda_version(void)
     } releases[] = {{590, 13010}, {580, 13000}, {575, 12090}, {570, 12080}, {565, 12070},
                     {560, 12060}, {555, 12050}, {550, 12040}, {545, 12030}, {535, 12020}};
     for (size_t i = 0; i < sizeof releases / sizeof *releases; i++)
-        if (branch() >= releases[i].branch)
+        if (sim.config.branch >= releases[i].branch)
             return releases[i].cuda;
     return 12000;
 }
@@ -61,7 +55,7 @@ nvmlReturn_t nvmlSystemGetDriverBranch(nvmlSystemDriverBranchInfo_t *branchInfo,
     if (branchInfo->version != NVML_STRUCT_VERSION(SystemDriverBranchInfo, 1))
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     char text[16];
-    snprintf(text, sizeof text, "r%u_00", branch());
+    snprintf(text, sizeof text, "r%u_00", sim.config.branch);
     unsigned room = length < sizeof branchInfo->branch ? length : sizeof branchInfo->branch;
     return sim_copy_text(branchInfo->branch, room, text);
 }

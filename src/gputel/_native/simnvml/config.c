@@ -253,6 +253,7 @@ static bool read_file(const char *path, sim_config *config)
 /* What depends on two keys: the order in which they stand does not matter. */
 static bool settle(sim_config *config)
 {
+    config->branch = (unsigned)strtoul(config->driver, NULL, 10);
     for (int i = 0; i < SIM_FUNCTIONS; i++)
         if (config->latency_ns[i] == LATENCY_UNSET)
             config->latency_ns[i] = config->latency_others_ns;

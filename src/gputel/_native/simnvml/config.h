@@ -24,6 +24,7 @@ typedef struct {
     bool timing;
     bool accounting;
     char driver[32];
+    unsigned branch; /* of the driver: its version's first number */
     uint64_t anchor_unix_ns; /* 0: the first nvmlInit */
     unsigned pids[SIM_PIDS_MAX];
     unsigned pid_count; /* 0: this process and its ancestors */
