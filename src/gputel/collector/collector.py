@@ -343,6 +343,12 @@ class Collector:
             "XIDs and clock events of a GPU that had too many different ones to count",
             lambda: self.exporter.xids.refused + self.exporter.clock_events.refused,
         )
+        health.live("publisher", lambda: str(self._failure) if self._failure else None)
+        health.ready("broker", self._broker_problem)
+        self._describe_sampler(telemetry, health)
+
+    def _describe_sampler(self, telemetry: Telemetry, health: Health) -> None:
+        counter, gauge = telemetry.observe_counter, telemetry.observe_gauge
         for name, help_, field in (
             ("gputel_collector_sweeps", "Sweeps done", "swept"),
             ("gputel_collector_missed_ticks", "Ticks that were overdue by a period", "missed"),
@@ -368,8 +374,6 @@ class Collector:
             describe_driver(self._hardware, lambda: self._sampler, telemetry, health)
         health.ready("polling", lambda: None if self.polling else "paused on request")
         health.live("sampler", lambda: self._sampler.problem() if self._sampler else None)
-        health.live("publisher", lambda: str(self._failure) if self._failure else None)
-        health.ready("broker", self._broker_problem)
 
     def _by_cadence(self, field: str) -> list[tuple[float, dict[str, str]]]:
         ticks: Mapping[Cadence, object] = self._sampler.ticks if self._sampler else {}
