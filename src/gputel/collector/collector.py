@@ -20,11 +20,11 @@ from typing import Final
 
 from gputel.broker import BrokerClient
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
-from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
-from gputel.collector import exporter
+from gputel.clock import SYSTEM_CLOCK, Clock
+from gputel.collector import exporter, outbox
 from gputel.collector.batcher import Batcher, Framer
 from gputel.collector.latest import Latest
-from gputel.collector.outbox import Outbox
+from gputel.collector.outbox import FiniteOutbox, LiveOutbox, Outbox, SpoolPlace
 from gputel.collector.sampler import Sampler
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import GputelError
@@ -35,9 +35,7 @@ from gputel.sources import Source
 
 log = logging.getLogger(__name__)
 
-FLUSH_DEADLINE_S: Final = 5.0
 THREAD_DEADLINE_S: Final = 3.0
-FINITE_EPOCH: Final = 1
 
 
 class Collector:
@@ -52,7 +50,9 @@ class Collector:
         telemetry: Telemetry,
         health: Health,
         clock: Clock = SYSTEM_CLOCK,
+        spool: SpoolPlace | None = None,
     ) -> None:
+        self._spool = spool
         self._settings = settings
         self.source = source
         self._broker = broker
@@ -93,7 +93,7 @@ class Collector:
             and self.source.exhausted
             and not any(ring.pending_rows for ring in self.rings.values())
             and not self._seal_wanted
-            and (self.outbox is None or self.outbox.publisher.pending_messages == 0)
+            and (self.outbox is None or self.outbox.pending_frames == 0)
         )
 
     async def start(self) -> None:
@@ -102,14 +102,10 @@ class Collector:
         self.gpus = await asyncio.to_thread(self.source.open)
         self.latest = Latest(self.gpus)
         self._live = self.source.identity is None
-        epoch = self._clock.time_ns() if self._live else FINITE_EPOCH
         node = self.gpus[0].node if self.gpus else "unknown"
         producer = self.source.identity or f"collector:{node}"
         if self._broker is not None:
-            publisher = await self._broker.publisher(
-                self._topic, producer, epoch, pending_bytes=self._settings.pending_bytes
-            )
-            self.outbox = Outbox(publisher, producer, epoch, live=self._live)
+            self.outbox = await self._open_outbox(self._broker, producer)
         self._batcher = Batcher(self.rings, self.gpus, self._capacity())
         self._framer = Framer(self.gpus)
         self._sampler = Sampler(
@@ -117,6 +113,17 @@ class Collector:
         )
         self._pump = asyncio.create_task(self._run(), name="collector-pump")
         self._sampler.start()
+
+    async def _open_outbox(self, broker: BrokerClient, producer: str) -> Outbox:
+        memory_bytes = self._settings.pending_bytes
+        if self._live:
+            return await outbox.open_live(
+                broker, self._topic, producer, self._spool, memory_bytes, self._clock
+            )
+        publisher = await broker.publisher(
+            self._topic, producer, outbox.FINITE_EPOCH, pending_bytes=memory_bytes
+        )
+        return FiniteOutbox(publisher, producer)
 
     async def stop(self) -> None:
         """Stop the source, publish what it has brought, wait for the acknowledgements."""
@@ -133,7 +140,7 @@ class Collector:
             with contextlib.suppress(GputelError):
                 await self._last_words()
         if self.outbox is not None:
-            await self.outbox.publisher.close()
+            await self.outbox.close()
         self.source.close()
 
     async def _last_words(self) -> None:
@@ -142,9 +149,6 @@ class Collector:
         if self._live:
             self._batcher.drain()
             await self._publish()
-        if self.outbox is not None and not await self.outbox.publisher.flush(FLUSH_DEADLINE_S):
-            left = self.outbox.publisher.pending_messages
-            log.warning("%d frames were not acknowledged before the stop", left)
 
     def _capacity(self) -> int:
         if self._replay:
@@ -155,6 +159,8 @@ class Collector:
     # -- the thread's side -------------------------------------------------------------
 
     def _swept(self, sealed: bool) -> None:
+        if isinstance(self.outbox, LiveOutbox):
+            self.outbox.swept(sum(ring.pushed_rows for ring in self.rings.values()))
         if not self._replay or (
             not sealed and not any(r.pending_rows for r in self.rings.values())
         ):
@@ -215,31 +221,7 @@ class Collector:
             "Rows that found their ring full",
             lambda: [(r.dropped_rows, {"set": s.name}) for s, r in self.rings.items()],
         )
-        counter(
-            "gputel_collector_published_frames",
-            "Frames handed to the publisher",
-            lambda: self.outbox.frames if self.outbox else 0,
-        )
-        counter(
-            "gputel_collector_dropped_frames",
-            "Frames given up while the broker was away",
-            lambda: self.outbox.dropped_frames if self.outbox else 0,
-        )
-        counter(
-            "gputel_collector_dropped_rows",
-            "Rows of those frames",
-            lambda: self.outbox.dropped_rows if self.outbox else 0,
-        )
-        gauge(
-            "gputel_collector_pending_bytes",
-            "Frames not acknowledged yet",
-            lambda: self.outbox.publisher.pending_size_bytes if self.outbox else 0,
-        )
-        gauge(
-            "gputel_collector_broker_connected",
-            "1 while the broker is connected",
-            lambda: int(bool(self.outbox and self.outbox.publisher.connected)),
-        )
+        outbox.describe(telemetry, lambda: self.outbox)
         gauge("gputel_collector_gpus", "GPUs of the source", lambda: len(self.gpus))
         for name, help_, field in (
             ("gputel_collector_sweeps", "Sweeps done", "swept"),
@@ -261,7 +243,6 @@ class Collector:
         return [(getattr(t, field), {"cadence": c.value}) for c, t in ticks.items()]
 
     def _broker_problem(self) -> str | None:
-        if self.outbox is None or self.outbox.publisher.connected:
+        if self.outbox is None or self.outbox.connected:
             return None
-        waiting = self.outbox.publisher.pending_size_bytes / NS_PER_S * 1e3
-        return f"the broker is away; {waiting:.1f} MB wait in memory"
+        return f"the broker is away; {self.outbox.pending_frames} frames wait"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gputel import broker
 from gputel.catalog import Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector.collector import Collector
+from gputel.collector.outbox import SpoolPlace
 from gputel.config import Config
 from gputel.services.process import Process
 from gputel.sources import Source
@@ -25,6 +28,7 @@ async def serve(process: Process) -> None:
             config.message_queue.topic,
             process.telemetry,
             process.health,
+            spool=spool_place(process),
         )
         async with process.status_port(config.collector.listen, collector.exposition) as status:
             await collector.start()
@@ -40,6 +44,15 @@ async def serve(process: Process) -> None:
                 await collector.stop()
     finally:
         await client.close()
+
+
+def spool_place(process: Process) -> SpoolPlace | None:
+    """Where frames wait for the broker; None: in memory only."""
+    settings = process.config.collector
+    if not settings.spool_bytes:
+        return None
+    directory = Path(settings.spool_dir) if settings.spool_dir else process.data_dir / "spool"
+    return SpoolPlace(directory, settings.spool_bytes)
 
 
 def source_of(config: Config) -> Source:

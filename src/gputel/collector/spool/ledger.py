@@ -1,0 +1,280 @@
+"""What became of every frame of an epoch, and which losses are still to be told.
+
+A loss is *owed* until a frame carries it as a GAP event, *carried* until that frame is on
+disk or acknowledged. So a loss is told once, whenever the process dies.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from gputel.collector.spool.entry import Entry
+from gputel.inventory import Event, EventKind
+
+RANGES_MAX: Final = 32
+REASON_CHARS_MAX: Final = 160
+AGAIN_BYTES_MAX: Final = 128 * 1024
+_EVENT_BYTES: Final = 64  # an event beside its message
+
+#: Why frames are lost; the label `reason` of the counters, and words for people.
+REASONS: Final = {
+    "spool_full": "the spool was full",
+    "memory_full": "memory was full",
+    "damaged": "the spool was damaged",
+    "refused": "the broker had frames of a newer epoch",
+    "killed": "the collector was killed",
+}
+
+
+class Loss(msgspec.Struct, frozen=True, array_like=True):
+    """Frames `first` to `last` of an epoch; `first` 0: rows that no frame had yet.
+
+    A loss that was told already in a frame that is lost itself has epoch 0, and `reason`
+    is what it said.
+    """
+
+    epoch: int
+    first: int
+    last: int
+    rows: int
+    reason: str
+
+    @property
+    def frames(self) -> int:
+        return self.last - self.first + 1 if self.first else 0
+
+    def event(self, now_ns: int) -> Event:
+        """The GAP event that tells of it; `code` is the number of rows."""
+        words = REASONS.get(self.reason, self.reason)
+        if self.first:
+            text = f"frames {self.first} to {self.last} of epoch {self.epoch} lost, {self.rows} "
+            text += f"rows: {words}"
+        elif self.epoch:
+            text = f"{self.rows} rows of epoch {self.epoch} lost before they were framed: {words}"
+        else:
+            text = words
+        return Event(now_ns, EventKind.GAP, "", self.rows, text)
+
+
+class Position(NamedTuple):
+    """A place between two frames of an epoch, right behind `sequence`."""
+
+    epoch: int
+    sequence: int
+    rows_through: int
+
+
+class Dropped(msgspec.Struct, frozen=True, array_like=True):
+    """Frames given up on purpose, with `rows_through` of the last."""
+
+    epoch: int
+    first: int
+    last: int
+    rows: int
+    rows_through: int
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """The ledger's numbers, as the watermark keeps them."""
+
+    epoch: int
+    assigned: int = 0
+    assigned_rows: int = 0
+    acked: int = 0
+    acked_rows: int = 0
+    dropped: tuple[Dropped, ...] = ()
+    owed: tuple[Loss, ...] = ()
+    carried: tuple[Loss, ...] = ()
+    carrier: int = 0
+
+
+def holes(start: Position, dropped: Iterable[Dropped], end: Position) -> Iterator[Loss]:
+    """What is missing between two positions of an epoch, beside what is known as dropped."""
+    for gone in sorted(dropped, key=lambda gone: gone.first):
+        if gone.epoch != start.epoch or gone.last <= start.sequence:
+            continue
+        if gone.first > end.sequence:
+            break
+        before = Position(gone.epoch, gone.first - 1, gone.rows_through - gone.rows)
+        yield from _hole(start, before)
+        start = Position(gone.epoch, gone.last, gone.rows_through)
+    yield from _hole(start, end)
+
+
+def _hole(start: Position, end: Position) -> Iterator[Loss]:
+    if end.sequence > start.sequence:
+        rows = max(0, end.rows_through - start.rows_through)
+        yield Loss(start.epoch, start.sequence + 1, end.sequence, rows, "damaged")
+
+
+def after_death(left: Progress, swept_rows: int, newest: Entry | None) -> list[Loss]:
+    """What a predecessor lost that nobody has told yet.
+
+    swept_rows   rows that its rings had taken
+    newest       the last frame that the spool holds
+    """
+    if newest is not None and newest.epoch > left.epoch:
+        return []  # the first frame of that epoch told
+    end = Position(left.epoch, left.assigned, left.assigned_rows)
+    start = Position(left.epoch, left.acked, left.acked_rows)
+    if newest is not None and newest.epoch == left.epoch and newest.sequence > left.acked:
+        start = Position(newest.epoch, newest.sequence, newest.rows_through)
+    losses = list(left.owed)
+    if left.carrier > start.sequence:
+        losses += left.carried
+    losses += [
+        msgspec.structs.replace(hole, reason="killed") for hole in holes(start, left.dropped, end)
+    ]
+    unframed_rows = swept_rows - max(left.assigned_rows, start.rows_through)
+    if unframed_rows > 0:
+        losses.append(Loss(left.epoch, 0, 0, unframed_rows, "killed"))
+    return losses
+
+
+class Ledger:
+    """Used on one thread.
+
+    dropped   what a predecessor dropped of frames that may still lie in the spool
+    losses    what it lost and nobody has told yet
+    """
+
+    def __init__(
+        self, epoch: int, dropped: Sequence[Dropped] = (), losses: Sequence[Loss] = ()
+    ) -> None:
+        self.epoch = epoch
+        self._save: Callable[[Progress], None] = lambda _: None
+        self.assigned = 0
+        self.assigned_rows = 0
+        self.acked = 0
+        self.acked_rows = 0
+        self.dropped = list(dropped)
+        self._owed: list[Loss] = []
+        self._carried: list[Loss] = []
+        self._carrier = 0
+        self._again: list[Event] = []
+        self._again_bytes = 0
+        self.lost_frames: Counter[str] = Counter()
+        self.lost_rows: Counter[str] = Counter()
+        self.lost_events = 0
+        for loss in losses:
+            self.lose(loss)
+
+    def keep(self, save: Callable[[Progress], None]) -> None:
+        """From here on `save` is called after every change with all that must survive."""
+        self._save = save
+
+    def owed_events(self, now_ns: int) -> list[Event]:
+        """What the next frame must tell: losses, and the events of frames that are lost."""
+        again, self._again, self._again_bytes = self._again, [], 0
+        if not self._carried:
+            self._carried, self._owed = self._owed, []
+            self._carrier = self.assigned + 1
+            again += [loss.event(now_ns) for loss in self._carried]
+        return again
+
+    def assign(self, rows: int) -> int:
+        """The sequence of the next frame."""
+        self.assigned += 1
+        self.assigned_rows += rows
+        self.save()
+        return self.assigned
+
+    def secured(self, sequence: int) -> None:
+        """Frames of this epoch up to `sequence` are on disk."""
+        if self._carried and sequence >= self._carrier:
+            self._carried.clear()
+            self.save()
+
+    def acknowledged(self, sequence: int, rows_through: int) -> None:
+        """Frames of this epoch up to `sequence` are the broker's."""
+        self.acked, self.acked_rows = sequence, rows_through
+        if sequence >= self._carrier:
+            self._carried.clear()
+        if self.dropped:
+            self.dropped = [d for d in self.dropped if (d.epoch, d.last) > (self.epoch, sequence)]
+        self.save()
+
+    def drop(self, entries: Sequence[Entry], reason: str, events: Iterable[Event]) -> None:
+        """Give up neighbouring frames of one epoch; `events` are what they carried."""
+        first, last = entries[0], entries[-1]
+        rows = sum(entry.rows for entry in entries)
+        gone = Dropped(first.epoch, first.sequence, last.sequence, rows, last.rows_through)
+        before = self.dropped[-1] if self.dropped else None
+        if before and (before.epoch, before.last + 1) == (gone.epoch, gone.first):
+            gone = Dropped(
+                gone.epoch, before.first, gone.last, before.rows + rows, gone.rows_through
+            )
+            self.dropped.pop()
+        self.dropped.append(gone)
+        if len(self.dropped) > RANGES_MAX:
+            self._forget_a_range()
+        if first.epoch == self.epoch and first.sequence <= self._carrier <= last.sequence:
+            self._carried.clear()  # it is among `events`
+        for event in events:
+            self._tell_again(event)
+        self.lose(Loss(first.epoch, first.sequence, last.sequence, rows, reason))
+
+    def lose(self, loss: Loss) -> None:
+        """Count a loss, and owe it."""
+        self.lost_frames[loss.reason] += loss.frames
+        self.lost_rows[loss.reason] += loss.rows
+        self._owe(loss)
+        self.save()
+
+    def save(self) -> None:
+        """Keep all of it where it survives the process."""
+        self._save(self.progress())
+
+    def progress(self) -> Progress:
+        """All of it."""
+        return Progress(
+            self.epoch,
+            self.assigned,
+            self.assigned_rows,
+            self.acked,
+            self.acked_rows,
+            tuple(self.dropped),
+            tuple(self._owed),
+            tuple(self._carried),
+            self._carrier if self._carried else 0,
+        )
+
+    def _owe(self, loss: Loss) -> None:
+        if self._owed:
+            last = self._owed[-1]
+            if (last.epoch, last.reason) == (loss.epoch, loss.reason) and (
+                last.first > 0 and last.last + 1 == loss.first
+            ):
+                self._owed[-1] = Loss(
+                    loss.epoch, last.first, loss.last, last.rows + loss.rows, loss.reason
+                )
+                return
+            if len(self._owed) >= RANGES_MAX:
+                rows = last.rows + loss.rows
+                self._owed[-1] = Loss(0, 0, 0, rows, f"{rows} rows lost in several places")
+                return
+        self._owed.append(loss)
+
+    def _tell_again(self, event: Event) -> None:
+        if event.kind is EventKind.GAP:
+            self._owe(Loss(0, 0, 0, event.code, event.message[:REASON_CHARS_MAX]))
+            return
+        size_bytes = _EVENT_BYTES + len(event.message.encode())
+        if self._again_bytes + size_bytes > AGAIN_BYTES_MAX:
+            self.lost_events += 1
+            return
+        self._again.append(event)
+        self._again_bytes += size_bytes
+
+    def _forget_a_range(self) -> None:
+        """Take the two oldest for one; what lies between counts as told."""
+        one, two = self.dropped[:2]
+        if one.epoch != two.epoch:
+            del self.dropped[0]
+            return
+        rows = one.rows + two.rows
+        self.dropped[:2] = [Dropped(one.epoch, one.first, two.last, rows, two.rows_through)]
