@@ -256,7 +256,7 @@ def _open_spool(place: SpoolPlace, producer: str, now_ns: int) -> _Opened:
         losses = after_death(before, found.swept_rows, newest) if found else []
         for loss in losses:
             log.warning("the last collector: %s", loss.event(now_ns).message)
-        ledger = Ledger(epoch, before.dropped, losses)
+        ledger = Ledger(epoch, (*before.dropped, *before.exposed), losses)
         watermark.begin(ledger.progress())
         ledger.keep(watermark.save)
     return _Opened(

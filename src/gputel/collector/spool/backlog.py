@@ -28,7 +28,7 @@ from gputel.broker import Publisher
 from gputel.clock import NS_PER_S, Clock
 from gputel.collector.spool.entry import Entry, Key
 from gputel.collector.spool.files import Spool
-from gputel.collector.spool.ledger import Ledger, Loss, Position, holes
+from gputel.collector.spool.ledger import Ledger, Loss, Position, covers, holes
 from gputel.errors import FrameCorrupt, GputelError
 from gputel.inventory import Event
 from gputel.limits import MIB
@@ -243,8 +243,8 @@ class Backlog:
             self._done, rows_through = done.key, done.rows_through
             if self._epoch != self._own:
                 self._left_frames -= 1
-        if rows_through >= 0 and self._epoch == self._own:
-            self._ledger.acknowledged(self._done[1], rows_through)
+        if rows_through >= 0:
+            self._ledger.acknowledged(*self._done, rows_through)
         while self._unwritten and self._unwritten[0].key <= self._done:
             self._memory_bytes -= len(self._unwritten.popleft().payload)
 
@@ -289,14 +289,32 @@ class Backlog:
         self._memory_bytes += sum(len(entry.payload) for entry in batch)
 
     async def _make_room(self, spool: Spool, size_bytes: int) -> None:
-        """The oldest go first."""
+        """The oldest go first. They are accounted for before they are deleted, so that a kill
+        in between tells of them too."""
         while spool.size_bytes and spool.size_bytes + size_bytes > spool.bytes_max:
+            unread, newest = await self._in_thread(spool.oldest)
+            self._expose(newest)
             reached = max(self._offered[:2], self._done)
-            lost = [e for e in await self._in_thread(spool.drop_oldest) if e.key > reached]
+            lost = [e for e in unread if e.key > reached and not self._is_given_up(e)]
             for _, run in groupby(
                 enumerate(lost), lambda at: (at[1].epoch, at[1].sequence - at[0])
             ):
                 self._drop([entry for _, entry in run], "spool_full")
+            await self._in_thread(spool.delete_oldest)
+
+    def _expose(self, newest: Key) -> None:
+        """What was read or offered, up to `newest`, is about to be in memory only."""
+        last = self._ledger.exposed[-1] if self._ledger.exposed else None
+        behind = (last.epoch, last.last) if last else (0, 0)
+        for entries in (self._sent, self._held):
+            for e in entries:
+                if behind < e.key <= newest:
+                    self._ledger.expose(*e.key, e.key[1], e.rows, e.rows_through)
+        self._ledger.save()
+
+    def _is_given_up(self, entry: Entry) -> bool:
+        """By a predecessor that was killed before it had deleted the file."""
+        return covers(self._ledger.dropped, entry.epoch, entry.sequence)
 
     def _bound_memory(self) -> None:
         queue = self._unwritten if self._spool else self._waiting
@@ -425,8 +443,9 @@ class Backlog:
             return False
         self._reads_failed = 0
         reached = max(self._offered[:2], self._done)
-        fresh = [entry for entry in entries if entry.key > reached]
-        self._left_frames -= sum(1 for e in entries if e.key <= reached and e.epoch != self._own)
+        fresh = [e for e in entries if e.key > reached and not self._is_given_up(e)]
+        if self._epoch != self._own:
+            self._left_frames -= len(entries) - len(fresh)
         self._held.extend(fresh)
         if fresh and not self._replaying:
             self._replaying = True
@@ -439,7 +458,7 @@ class Backlog:
         if self._epoch and self.publisher is not None:
             self._epoch = 0
             await self.publisher.close()
-        if epoch == self._own and not self._unread:
+        if epoch == self._own:
             self._left_frames = 0  # a count by offsets, which damage may have put wrong
         self.publisher = await self._open_publisher(epoch, self._offered_bytes, self._wake.set)
         self._epoch = epoch
@@ -458,11 +477,15 @@ class Backlog:
             self._sent.clear()
 
     def _skip_refused(self) -> None:
+        skipped: list[Entry] = []
         while self._held and self._held[0].epoch <= self._refused:
-            entry = self._held.popleft()
-            self._reach(entry)
-            self._lose(Loss(entry.epoch, entry.sequence, entry.sequence, entry.rows, "refused"))
-            self._done = entry.key
+            skipped.append(self._held.popleft())
+            self._reach(skipped[-1])
+        if skipped:
+            first, last = skipped[0], skipped[-1]
+            rows = sum(entry.rows for entry in skipped)
+            self._lose(Loss(self._refused, first.sequence, last.sequence, rows, "refused"))
+            self._done = last.key
 
 
 def _events(entries: Iterable[Entry]) -> list[Event]:

@@ -177,20 +177,37 @@ class Spool:
         """Delete the files whose entries were read and acknowledged, the active one only
         from IDLE_BYTES on or when `all` of them shall go."""
         while self._files and self._is_done(0, acked, 0 if all else IDLE_BYTES):
-            self._delete_oldest()
+            self.delete_oldest()
 
-    def drop_oldest(self) -> list[Entry]:
-        """Delete the oldest file; the entries in it that were not read yet, of which only
-        eventful ones have a payload."""
+    def oldest(self) -> tuple[list[Entry], Key]:
+        """What the oldest file holds: entries not read yet, of which only eventful ones have
+        a payload, and its newest key."""
         unread: list[Entry] = []
+        file = self._files[0]
         if self._reading == 0:
             with contextlib.suppress(OSError):  # what can't be read is lost all the same
                 unread.extend(
                     entry if entry.eventful else entry._replace(payload=b"")
-                    for entry in self._walk(self._files[0])
+                    for entry in self._walk(file)
                 )
-        self._delete_oldest()
-        return unread
+        return unread, file.newest or (0, 0)
+
+    def delete_oldest(self) -> None:
+        """Delete the oldest file, whatever it holds."""
+        file = self._files.pop(0)
+        if not self._files:
+            if self._active >= 0:
+                os.close(self._active)
+                self._active = -1
+            self.unsynced_bytes = 0
+        self.size_bytes -= file.size_bytes
+        if self._reading == 0:
+            self._position = 0
+        self._reading = max(self._reading - 1, 0)
+        try:
+            file.path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s can't be deleted: %s", file.path, error.strerror)
 
     def sync(self) -> None:
         """Make everything appended so far durable."""
@@ -254,22 +271,6 @@ class Spool:
         if index < len(self._files) - 1 or self._position < file.size_bytes:
             return False
         return file.size_bytes >= max(idle_bytes, 1)
-
-    def _delete_oldest(self) -> None:
-        file = self._files.pop(0)
-        if not self._files:
-            if self._active >= 0:
-                os.close(self._active)
-                self._active = -1
-            self.unsynced_bytes = 0
-        self.size_bytes -= file.size_bytes
-        if self._reading == 0:
-            self._position = 0
-        self._reading = max(self._reading - 1, 0)
-        try:
-            file.path.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("%s can't be deleted: %s", file.path, error.strerror)
 
     def _unlock(self) -> None:
         if self._lock >= 0:

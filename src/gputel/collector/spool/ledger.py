@@ -68,8 +68,8 @@ class Position(NamedTuple):
     rows_through: int
 
 
-class Dropped(msgspec.Struct, frozen=True, array_like=True):
-    """Frames given up on purpose, with `rows_through` of the last."""
+class Range(msgspec.Struct, frozen=True, array_like=True):
+    """Frames `first` to `last` of an epoch, their rows, and `rows_through` of the last."""
 
     epoch: int
     first: int
@@ -79,20 +79,26 @@ class Dropped(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """The ledger's numbers, as the watermark keeps them."""
+    """The ledger's numbers, as the watermark keeps them.
+
+    dropped   frames given up, of this epoch or of older ones in the spool
+    exposed   frames that are on no disk any more, and not acknowledged: a full spool gave up
+              the file after they had been read or offered
+    """
 
     epoch: int
     assigned: int = 0
     assigned_rows: int = 0
     acked: int = 0
     acked_rows: int = 0
-    dropped: tuple[Dropped, ...] = ()
+    dropped: tuple[Range, ...] = ()
+    exposed: tuple[Range, ...] = ()
     owed: tuple[Loss, ...] = ()
     carried: tuple[Loss, ...] = ()
     carrier: int = 0
 
 
-def holes(start: Position, dropped: Iterable[Dropped], end: Position) -> Iterator[Loss]:
+def holes(start: Position, dropped: Iterable[Range], end: Position) -> Iterator[Loss]:
     """What is missing between two positions of an epoch, beside what is known as dropped."""
     for gone in sorted(dropped, key=lambda gone: gone.first):
         if gone.epoch != start.epoch or gone.last <= start.sequence:
@@ -126,9 +132,9 @@ def after_death(left: Progress, swept_rows: int, newest: Entry | None) -> list[L
     losses = list(left.owed)
     if left.carrier > start.sequence:
         losses += left.carried
-    losses += [
-        msgspec.structs.replace(hole, reason="killed") for hole in holes(start, left.dropped, end)
-    ]
+    losses += [Loss(r.epoch, r.first, r.last, r.rows, "killed") for r in left.exposed]
+    told = (*left.dropped, *left.exposed)
+    losses += [msgspec.structs.replace(hole, reason="killed") for hole in holes(start, told, end)]
     unframed_rows = swept_rows - max(left.assigned_rows, start.rows_through)
     if unframed_rows > 0:
         losses.append(Loss(left.epoch, 0, 0, unframed_rows, "killed"))
@@ -143,7 +149,7 @@ class Ledger:
     """
 
     def __init__(
-        self, epoch: int, dropped: Sequence[Dropped] = (), losses: Sequence[Loss] = ()
+        self, epoch: int, dropped: Sequence[Range] = (), losses: Sequence[Loss] = ()
     ) -> None:
         self.epoch = epoch
         self._save: Callable[[Progress], None] = lambda _: None
@@ -152,6 +158,7 @@ class Ledger:
         self.acked = 0
         self.acked_rows = 0
         self.dropped = list(dropped)
+        self.exposed: list[Range] = []
         self._owed: list[Loss] = []
         self._carried: list[Loss] = []
         self._carrier = 0
@@ -189,29 +196,32 @@ class Ledger:
             self._carried.clear()
             self.save()
 
-    def acknowledged(self, sequence: int, rows_through: int) -> None:
-        """Frames of this epoch up to `sequence` are the broker's."""
-        self.acked, self.acked_rows = sequence, rows_through
-        if sequence >= self._carrier:
-            self._carried.clear()
-        if self.dropped:
-            self.dropped = [d for d in self.dropped if (d.epoch, d.last) > (self.epoch, sequence)]
+    def acknowledged(self, epoch: int, sequence: int, rows_through: int) -> None:
+        """Frames up to `sequence` of `epoch`, and all older ones, are the broker's."""
+        done = (epoch, sequence)
+        if epoch == self.epoch:
+            self.acked, self.acked_rows = sequence, rows_through
+            if sequence >= self._carrier:
+                self._carried.clear()
+        for ranges in (self.dropped, self.exposed):
+            while ranges and (ranges[0].epoch, ranges[0].last) <= done:
+                del ranges[0]
+        if self.exposed and (self.exposed[0].epoch, self.exposed[0].first) <= done:
+            cut = self.exposed[0]
+            rows = cut.rows_through - rows_through
+            self.exposed[0] = Range(epoch, sequence + 1, cut.last, rows, cut.rows_through)
         self.save()
+
+    def expose(self, epoch: int, first: int, last: int, rows: int, rows_through: int) -> None:
+        """Frames that are not acknowledged are in memory only; the caller saves."""
+        _append(self.exposed, Range(epoch, first, last, rows, rows_through))
 
     def drop(self, entries: Sequence[Entry], reason: str, events: Iterable[Event]) -> None:
         """Give up neighbouring frames of one epoch; `events` are what they carried."""
         first, last = entries[0], entries[-1]
         rows = sum(entry.rows for entry in entries)
-        gone = Dropped(first.epoch, first.sequence, last.sequence, rows, last.rows_through)
-        before = self.dropped[-1] if self.dropped else None
-        if before and (before.epoch, before.last + 1) == (gone.epoch, gone.first):
-            gone = Dropped(
-                gone.epoch, before.first, gone.last, before.rows + rows, gone.rows_through
-            )
-            self.dropped.pop()
-        self.dropped.append(gone)
-        if len(self.dropped) > RANGES_MAX:
-            self._forget_a_range()
+        gone = Range(first.epoch, first.sequence, last.sequence, rows, last.rows_through)
+        _append(self.dropped, gone)
         if first.epoch == self.epoch and first.sequence <= self._carrier <= last.sequence:
             self._carried.clear()  # it is among `events`
         for event in events:
@@ -238,6 +248,7 @@ class Ledger:
             self.acked,
             self.acked_rows,
             tuple(self.dropped),
+            tuple(self.exposed),
             tuple(self._owed),
             tuple(self._carried),
             self._carrier if self._carried else 0,
@@ -270,11 +281,19 @@ class Ledger:
         self._again.append(event)
         self._again_bytes += size_bytes
 
-    def _forget_a_range(self) -> None:
-        """Take the two oldest for one; what lies between counts as told."""
-        one, two = self.dropped[:2]
-        if one.epoch != two.epoch:
-            del self.dropped[0]
-            return
-        rows = one.rows + two.rows
-        self.dropped[:2] = [Dropped(one.epoch, one.first, two.last, rows, two.rows_through)]
+
+def covers(ranges: Iterable[Range], epoch: int, sequence: int) -> bool:
+    """Is this frame in one of `ranges`?"""
+    return any(r.epoch == epoch and r.first <= sequence <= r.last for r in ranges)
+
+
+def _append(ranges: list[Range], new: Range) -> None:
+    """Put `new` behind `ranges`, as one with its neighbour; at most RANGES_MAX stay."""
+    before = ranges[-1] if ranges else None
+    if before and (before.epoch, before.last + 1) == (new.epoch, new.first):
+        rows = before.rows + new.rows
+        ranges[-1] = Range(new.epoch, before.first, new.last, rows, new.rows_through)
+    else:
+        ranges.append(new)
+    if len(ranges) > RANGES_MAX:
+        del ranges[0]  # a restart may tell it once more
