@@ -33,8 +33,7 @@ ROWS_PER_SWEEP = GPUS
 PRODUCER = "collector:n"
 DEADLINE_S = 60
 # The witness is told of every row by the source itself, past everything under test.
-COLLECTOR = (
-    """
+COLLECTOR = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from gputel import broker
@@ -58,7 +57,8 @@ async def main():
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     periods = {cadence: 10**9 for cadence in Cadence} | {Cadence.FAST: 5 * 10**6}
-    source = Witnessed(node="n", gpus=int(gpus), model="NVIDIA H100 80GB HBM3", seed=1, periods_ns=periods)
+    model = "NVIDIA H100 80GB HBM3"
+    source = Witnessed(node="n", gpus=int(gpus), model=model, seed=1, periods_ns=periods)
     client = await broker.connect(address)
     collector = Collector(
         CollectorSettings(flush_ms=10), source, client, "telemetry",
@@ -77,8 +77,6 @@ async def main():
 fd = os.open(witness, os.O_WRONLY | os.O_CREAT, 0o600)
 asyncio.run(main())
 """
-    % GPUS
-)
 
 
 class Broker:
