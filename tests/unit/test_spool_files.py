@@ -27,7 +27,6 @@ from gputel.collector.spool.watermark import HEAD_BYTES, SLOT_BYTES, Watermark
 from gputel.inventory import Event, EventKind
 from gputel.limits import MIB
 
-NEVER = (0, 0)
 ALL = (1 << 62, 0)
 
 
@@ -69,9 +68,9 @@ def test_an_entry_is_a_record_and_back() -> None:
 def test_a_record_cut_at_any_length_costs_itself_alone(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     spool = spool_in(whole)
-    spool.append(entries(1, 3), NEVER)
+    spool.append(entries(1, 3))
     before = spool.size_bytes
-    spool.append([entry(4)], NEVER)
+    spool.append([entry(4)])
     spool.close()
     data = only_log(whole).read_bytes()
     for length in range(before, len(data)):
@@ -84,7 +83,7 @@ def test_a_record_cut_at_any_length_costs_itself_alone(tmp_path: Path) -> None:
         assert cut.newest.key == (1, 3)
         assert read_all(cut) == entries(1, 3)
         assert cut.damaged_bytes == length - before
-        cut.append([entry(5)], NEVER)
+        cut.append([entry(5)])
         assert read_all(cut) == [entry(5)]
         cut.release(ALL, all=True)
         assert list(place.glob("*.log")) == []
@@ -96,7 +95,7 @@ def test_a_record_cut_at_any_length_costs_itself_alone(tmp_path: Path) -> None:
 
 def test_a_flipped_byte_costs_its_record_alone(tmp_path: Path) -> None:
     spool = spool_in(tmp_path)
-    spool.append(entries(1, 3, 40), NEVER)
+    spool.append(entries(1, 3, 40))
     spool.close()
     path = only_log(tmp_path)
     data = path.read_bytes()
@@ -112,14 +111,14 @@ def test_a_flipped_byte_costs_its_record_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("garbage", [b"", b"x", b"GQR1" * 5000, bytes(300_000)])
 def test_files_of_garbage_are_skipped_and_deleted(tmp_path: Path, garbage: bytes) -> None:
     spool = spool_in(tmp_path)
-    spool.append(entries(1, 2), NEVER)
+    spool.append(entries(1, 2))
     spool.close()
     (tmp_path / f"{100:020}.log").write_bytes(garbage)
     (tmp_path / "notes.log").write_bytes(b"not ours")
     again = spool_in(tmp_path)
     assert again.newest is not None
     assert again.newest.key == (1, 2)
-    again.append(entries(3, 4), NEVER)
+    again.append(entries(3, 4))
     assert read_all(again) == entries(1, 4)
     again.release(ALL, all=True)
     assert [path.name for path in tmp_path.glob("*.log")] == ["notes.log"]
@@ -129,7 +128,7 @@ def test_files_of_garbage_are_skipped_and_deleted(tmp_path: Path, garbage: bytes
 def test_frames_of_another_producer_are_not_ours(tmp_path: Path) -> None:
     other = Spool(tmp_path, "q", 64 * MIB)
     other.open()
-    other.append(entries(1, 2), NEVER)
+    other.append(entries(1, 2))
     other.close()
     spool = spool_in(tmp_path)
     assert read_all(spool) == []
@@ -139,11 +138,12 @@ def test_frames_of_another_producer_are_not_ours(tmp_path: Path) -> None:
 
 def test_the_reader_does_not_read_what_it_has_had(tmp_path: Path) -> None:
     spool = spool_in(tmp_path)
-    spool.append(entries(1, 3), (1, 3))
+    spool.append(entries(1, 3))
+    spool.pass_over()
     assert not spool.unread
-    spool.append(entries(4, 6), (1, 3))
+    spool.append(entries(4, 6))
+    assert spool.unread
     assert read_all(spool) == entries(4, 6)
-    spool.append(entries(7, 9), (1, 9))
     assert not spool.unread
     spool.close()
 
@@ -151,7 +151,7 @@ def test_the_reader_does_not_read_what_it_has_had(tmp_path: Path) -> None:
 def test_segments_are_deleted_once_read_and_acknowledged(tmp_path: Path) -> None:
     spool = spool_in(tmp_path, 8 * MIB)  # segments of 1 MiB
     for first in range(1, 41):
-        spool.append([entry(first, 100_000)], NEVER)
+        spool.append([entry(first, 100_000)])
     files = len(list(tmp_path.glob("*.log")))
     assert files == 4
     spool.release((1, 40))
@@ -166,7 +166,8 @@ def test_segments_are_deleted_once_read_and_acknowledged(tmp_path: Path) -> None
     spool.release((1, 40))
     assert list(tmp_path.glob("*.log")) == []
     assert spool.size_bytes == 0
-    spool.append([entry(41)], (1, 41))
+    spool.append([entry(41)])
+    spool.pass_over()
     assert not spool.releasable((1, 41)), f"smaller than {IDLE_BYTES}"
     spool.close()
 
@@ -176,7 +177,7 @@ def test_a_read_that_fails_raises_and_can_be_skipped(
 ) -> None:
     spool = spool_in(tmp_path, 8 * MIB)
     for first in range(1, 21):
-        spool.append([entry(first, 100_000)], NEVER)
+        spool.append([entry(first, 100_000)])
 
     def broken(fd: int, count: int, position: int) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
@@ -194,16 +195,16 @@ def test_an_append_that_fails_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = spool_in(tmp_path)
-    spool.append(entries(1, 2), NEVER)
+    spool.append(entries(1, 2))
 
     def full(self: Disk, fd: int, buffers: list[bytes]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Disk, "append", full)
     with pytest.raises(OSError, match="No space"):
-        spool.append(entries(3, 4), NEVER)
+        spool.append(entries(3, 4))
     monkeypatch.undo()
-    spool.append(entries(3, 4), NEVER)
+    spool.append(entries(3, 4))
     assert read_all(spool) == entries(1, 4)
     spool.close()
 

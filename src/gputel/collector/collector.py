@@ -21,10 +21,11 @@ from typing import Final
 from gputel.broker import BrokerClient
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
 from gputel.clock import SYSTEM_CLOCK, Clock
-from gputel.collector import exporter, outbox
+from gputel.collector import exporter, outbox, rates
 from gputel.collector.batcher import Batcher, Framer
 from gputel.collector.latest import Latest
 from gputel.collector.outbox import FiniteOutbox, LiveOutbox, Outbox, SpoolPlace
+from gputel.collector.rates import Rates
 from gputel.collector.sampler import Sampler
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import GputelError
@@ -70,6 +71,7 @@ class Collector:
         }
         self.gpus: Sequence[Gpu] = ()
         self.latest = Latest(())
+        self.rates = Rates(0)
         self.outbox: Outbox | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -101,6 +103,7 @@ class Collector:
         self._loop = asyncio.get_running_loop()
         self.gpus = await asyncio.to_thread(self.source.open)
         self.latest = Latest(self.gpus)
+        self.rates = Rates(len(self.gpus))
         self._live = self.source.identity is None
         node = self.gpus[0].node if self.gpus else "unknown"
         producer = self.source.identity or f"collector:{node}"
@@ -199,6 +202,7 @@ class Collector:
         now_ns = self._clock.monotonic_ns()
         for part in sealed:
             self.latest.update(part.slot, part.batch, now_ns)
+            self.rates.update(part.slot, part.batch)
         events = list(self.source.events())
         if self.outbox is None:
             return
@@ -222,6 +226,7 @@ class Collector:
             lambda: [(r.dropped_rows, {"set": s.name}) for s, r in self.rings.items()],
         )
         outbox.describe(telemetry, lambda: self.outbox)
+        rates.describe(telemetry, lambda: self.rates)
         gauge("gputel_collector_gpus", "GPUs of the source", lambda: len(self.gpus))
         for name, help_, field in (
             ("gputel_collector_sweeps", "Sweeps done", "swept"),

@@ -3,13 +3,15 @@
     put --> unwritten --write--> spool --read--> held --+
         \\-> waiting -----------------------------------+--offer--> publisher, sent --ack--> gone
 
-A frame is written to the spool and offered to the broker side by side. One that finds no
-room at the publisher waits: in memory until it is written, then on disk, and is read again
-when its turn comes. Frames are offered in order, those of older epochs first, each epoch
-with a publisher of its own, because the broker refuses an epoch once it knows a newer one.
+A frame is offered to the broker once it is written: so whatever happens to this process,
+what the broker may have is on disk, and is not told as lost. A frame that finds no room at
+the publisher is left on disk, and read again when its turn comes. Frames are offered in
+order, those of older epochs first, each epoch with a publisher of its own, because the
+broker refuses an epoch once it knows a newer one.
 
-A disk that fails or hangs stops nothing: frames then wait in memory, bounded, and the
-oldest that are not offered yet go first, counted. Without a spool that is all there is.
+A disk that fails or hangs stops nothing: frames are then offered unwritten, and wait in
+memory, bounded; the oldest that are not offered yet go first, counted. Without a spool that
+is all there is.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ READ_BYTES_MAX: Final = 1 * MIB
 SYNC_S: Final = 1.0
 SYNC_BYTES_MAX: Final = 1 * MIB
 RETRY_S: Final = 1.0
+HANGING_S: Final = 1.0  # a write that takes longer is no longer waited for
 READS_TRIED_MAX: Final = 5
 PUT_AWAY_S: Final = 2.0
 
@@ -101,6 +104,7 @@ class Backlog:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, "spool")
+        self._writing_since_ns = 0
         self._retry_at_ns = 0
         self._synced_at_ns = 0
         self._reads_failed = 0
@@ -168,7 +172,8 @@ class Backlog:
         self._memory_bytes += len(entry.payload)
         if self._spool:
             self._unwritten.append(entry)
-        self._offer_waiting()
+        if self._spool is None or self._is_disk_bad():
+            self._offer_waiting()
         self._bound_memory()
         self._idle.clear()
         self._wake.set()
@@ -198,7 +203,7 @@ class Backlog:
             behind = spool.newest.key if spool.newest else (0, 0)
             rest = [entry for entry in self._unwritten if entry.key > max(behind, self._done)]
             if rest:
-                spool.append(rest, (0, 0))
+                spool.append(rest)
             spool.sync()
             spool.release(self._done, all=True)
         finally:
@@ -251,28 +256,37 @@ class Backlog:
     # -- to the disk ---------------------------------------------------------------------
 
     async def _write(self) -> None:
-        while self._spool and self._unwritten and self._clock.monotonic_ns() >= self._retry_at_ns:
+        spool = self._spool
+        while spool and self._unwritten and self._clock.monotonic_ns() >= self._retry_at_ns:
             batch = self._take_batch()
-            was_unread = self._unread
-            unfed = [entry for entry in batch if entry.key > self._offered[:2]]
-            for _ in unfed:
-                self._waiting.popleft()
-            self._unread = self._unread or bool(unfed)
+            self._writing_since_ns = self._clock.monotonic_ns()
             try:
-                await self._make_room(self._spool, sum(len(entry.payload) for entry in batch))
-                await self._in_thread(self._spool.append, batch, self._offered[:2])
+                await self._make_room(spool, sum(len(entry.payload) for entry in batch))
+                await self._in_thread(spool.append, batch)
             except OSError as error:
+                self._put_back(batch)
                 self._disk_is(f"{error.strerror or error}")
                 self._retry_at_ns = self._clock.monotonic_ns() + round(RETRY_S * NS_PER_S)
-                self._put_back(batch, unfed)
-                self._unread = was_unread
                 self._bound_memory()
+                self._offer_waiting()
                 return
             except BaseException:
-                self._put_back(batch, unfed)
+                self._put_back(batch)
                 raise
+            finally:
+                self._writing_since_ns = 0
             self._disk_is("")
             self._ledger.secured(batch[-1].sequence)
+            self._offer_written(spool, batch[-1].key)
+
+    def _offer_written(self, spool: Spool, newest: Key) -> None:
+        """Offer what was just written; from where there is no room, it is left on disk."""
+        while self._waiting and self._waiting[0].key <= newest:
+            if self._unread or not self._offer_one_waiting():
+                self._unread = True
+                self._waiting.popleft()
+        if not self._unread:
+            spool.pass_over()
 
     def _take_batch(self) -> list[Entry]:
         batch: list[Entry] = []
@@ -283,9 +297,8 @@ class Backlog:
         self._memory_bytes -= size_bytes
         return batch
 
-    def _put_back(self, batch: Sequence[Entry], unfed: Sequence[Entry]) -> None:
+    def _put_back(self, batch: Sequence[Entry]) -> None:
         self._unwritten.extendleft(reversed(batch))
-        self._waiting.extendleft(reversed(unfed))
         self._memory_bytes += sum(len(entry.payload) for entry in batch)
 
     async def _make_room(self, spool: Spool, size_bytes: int) -> None:
@@ -324,13 +337,19 @@ class Backlog:
             if self._spool is None:
                 self._drop([entry], "memory_full")
             elif entry.key > self._offered[:2]:
-                self._waiting.popleft()
+                self._waiting.remove(entry)  # near the front: behind what is being written
                 self._drop([entry], "memory_full")
 
     def _drop(self, entries: Sequence[Entry], reason: str) -> None:
         if entries[0].epoch != self._own:
             self._left_frames -= len(entries)
         self._ledger.drop(entries, reason, _events(entries))
+
+    def _is_disk_bad(self) -> bool:
+        """Does it fail, or hang?"""
+        since_ns = self._writing_since_ns
+        hangs = since_ns and self._clock.monotonic_ns() - since_ns > HANGING_S * NS_PER_S
+        return bool(self.disk_problem or hangs)
 
     def _disk_is(self, problem: str) -> None:
         if problem:
@@ -379,7 +398,8 @@ class Backlog:
                 if not await self._read():
                     return
             else:
-                self._offer_waiting()
+                if self._spool is None or self._is_disk_bad():
+                    self._offer_waiting()
                 return
 
     def _offer_held(self) -> None:
@@ -391,12 +411,16 @@ class Backlog:
             log.info("the spool is replayed: %d frames since the start", self.replayed_frames)
 
     def _offer_waiting(self) -> None:
-        if self._held or self._unread or self._epoch != self._own:
-            return
-        while self._waiting and self._offer(self._waiting[0]):
-            entry = self._waiting.popleft()
-            if self._spool is None:
-                self._memory_bytes -= len(entry.payload)
+        while self._waiting and not self._unread and self._offer_one_waiting():
+            pass
+
+    def _offer_one_waiting(self) -> bool:
+        if self._held or self._epoch != self._own or not self._offer(self._waiting[0]):
+            return False
+        entry = self._waiting.popleft()
+        if self._spool is None:
+            self._memory_bytes -= len(entry.payload)
+        return True
 
     def _offer(self, entry: Entry) -> bool:
         assert self.publisher is not None

@@ -113,12 +113,8 @@ class Spool:
             and self._position < self._files[self._reading].size_bytes
         )
 
-    def append(self, entries: Sequence[Entry], passed: Key) -> None:
-        """Put `entries` behind what is there, all or none.
-
-        passed   what the reader has had already: when that is all, the cursor moves along
-        """
-        at_end = not self.unread
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Put `entries` behind what is there, all or none."""
         if self._active >= 0 and self._files[-1].size_bytes >= self.segment_bytes:
             self._retire()
         if self._active < 0:
@@ -146,8 +142,11 @@ class Spool:
         self.next_offset += len(records)
         file.newest = entries[-1].key
         self.newest = entries[-1]._replace(payload=b"")
-        if at_end and file.newest <= passed:
-            self._reading, self._position = len(self._files) - 1, file.size_bytes
+
+    def pass_over(self) -> None:
+        """Move the cursor to the end: the reader has had all of it from elsewhere."""
+        if self._files:
+            self._reading, self._position = len(self._files) - 1, self._files[-1].size_bytes
 
     def read(self, bytes_max: int) -> list[Entry]:
         """The next entries, up to `bytes_max` and one more; empty at the end."""
