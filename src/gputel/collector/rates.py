@@ -119,8 +119,10 @@ class _SetRates:
         held = self._held[gpu]
         held.append(batch)
         self._held_samples[gpu] += len(batch)
-        long = int(batch.time_ns[-1]) - int(held[0].time_ns[0]) >= HELD_NS
-        if self._held_samples[gpu] >= HELD_SAMPLES or long:
+        if (
+            self._held_samples[gpu] >= HELD_SAMPLES
+            or batch.time_ns[-1] - held[0].time_ns[0] >= HELD_NS
+        ):
             self._look(gpu, held)
             held.clear()
             self._held_samples[gpu] = 0
@@ -206,10 +208,14 @@ def _joined(held: list[Batch]) -> tuple[Int64s, Bits, Bools]:
     """Times, values as bits, and validity of batches behind one another."""
     times = np.concatenate([batch.time_ns for batch in held])
     bits = np.empty((len(held[0].columns), len(times)), np.uint64)
-    for column in range(len(bits)):
-        joined = np.concatenate([batch.columns[column] for batch in held])
+    for column, parts in enumerate(zip(*[batch.columns for batch in held], strict=True)):
+        joined = np.concatenate(parts)
         bits[column] = joined.view(f"u{joined.itemsize}")
-    valid = np.concatenate(
-        [np.unpackbits(b.valid, axis=1, count=len(b), bitorder="little") for b in held], axis=1
+    # Each batch begins with a byte of its own: unpack all, then pick the bits that are samples.
+    unpacked = np.unpackbits(
+        np.concatenate([batch.valid for batch in held], axis=1), axis=1, bitorder="little"
     )
-    return times, bits, valid.view(np.bool_)
+    lengths = np.array([len(batch.time_ns) for batch in held])
+    starts = np.cumsum((lengths + 7) // 8 * 8) - (lengths + 7) // 8 * 8
+    within = np.arange(len(times)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return times, bits, unpacked[:, np.repeat(starts, lengths) + within].view(np.bool_)
