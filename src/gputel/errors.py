@@ -98,6 +98,14 @@ class FrameCorrupt(GputelError):
     """Bytes that are no valid frame envelope."""
 
 
+class CaptureCorrupt(GputelError):
+    """A file that is no capture, or one that can't be read beyond `position`."""
+
+    def __init__(self, position: int, message: str) -> None:
+        super().__init__(f"byte {position}: {message}")
+        self.position = position
+
+
 class QueryInvalid(GputelError):
     """A query that can't be understood. `parameter` names the culprit."""
 

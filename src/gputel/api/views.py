@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import orjson
 
-from gputel.catalog import BY_NAME, METRICS, Kind, Metric, Unit
+from gputel.catalog import BY_NAME, METRICS, Cadence, Kind, Metric, Unit
 from gputel.clock import rfc3339
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ SCHEMAS: Final[Mapping[str, Json]] = {
             "name": _METRIC_NAME,
             "unit": _UNIT,
             "kind": _KIND,
-            "cadence": {"type": "string", "enum": ["fast", "medium", "slow"]},
+            "cadence": {"type": "string", "enum": [cadence.value for cadence in Cadence]},
             "description": _TEXT,
             "dcgm": {"type": ["string", "null"]},
             "opentelemetry": {"type": ["string", "null"]},

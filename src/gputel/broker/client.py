@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 import grpc.aio
+from google.protobuf.message import Message
 
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
@@ -14,7 +16,7 @@ from gputel.broker.consumer import Consumer, OnAssign, OnRevoke, StartAt
 from gputel.broker.publisher import Publisher
 from gputel.clock import SYSTEM_CLOCK, Clock
 
-_Response = TypeVar("_Response", mq.ListTopicsResponse, mq.ListGroupsResponse)
+_Response = TypeVar("_Response", bound=Message)
 
 
 async def connect(address: str, *, clock: Clock = SYSTEM_CLOCK) -> BrokerClient:
@@ -104,12 +106,36 @@ class BrokerClient:
         response = await self._ask("ListGroups", mq.ListGroupsRequest(), mq.ListGroupsResponse)
         return list(response.groups)
 
-    async def _ask(
+    async def seek(
         self,
-        method: str,
-        request: mq.ListTopicsRequest | mq.ListGroupsRequest,
-        response: type[_Response],
-    ) -> _Response:
+        topic: str,
+        group: str,
+        to: int | datetime | StartAt,
+        partitions: Sequence[int] = (),
+    ) -> list[mq.GroupPosition]:
+        """Move a group that has no members to an offset, a time or an edge; where it stands.
+
+        InputError: it has members, or makes no sense. NotFound: no such topic.
+        """
+        request = mq.SeekRequest(topic=topic, group=group, partitions=partitions)
+        if isinstance(to, StartAt):
+            request.edge = to.value
+        elif isinstance(to, datetime):
+            request.time_ns = round(to.timestamp() * 1_000_000) * 1000
+        else:
+            request.offset = to
+        return list((await self._ask("Seek", request, mq.SeekResponse)).positions)
+
+    async def fetch(
+        self, topic: str, partition: int, offset: int, messages_max: int = 0
+    ) -> mq.FetchResponse:
+        """Messages from `offset` on, as many as fit one answer. InputError, NotFound."""
+        request = mq.FetchRequest(
+            topic=topic, partition=partition, offset=offset, messages_max=messages_max
+        )
+        return await self._ask("Fetch", request, mq.FetchResponse)
+
+    async def _ask(self, method: str, request: Message, response: type[_Response]) -> _Response:
         call: Callable[..., Any] = self._channel.unary_unary(
             f"/{transport.SERVICE}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
@@ -118,7 +144,7 @@ class BrokerClient:
         try:
             answer: _Response = await call(request, timeout=transport.UNARY_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise transport.unavailable(self.address, error) from None
+            raise transport.refusal(error) or transport.unavailable(self.address, error) from None
         return answer
 
     async def close(self) -> None:

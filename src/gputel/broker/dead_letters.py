@@ -25,27 +25,34 @@ class Undertaker:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._digging = asyncio.Lock()  # two calls would bury one message twice
         self.buried = 0
         self.discarded = 0  # given up by a reader of dead letters: there is no further place
         self.lost = 0  # deleted by retention, or damaged, before they could be moved
 
     async def bury(self, group: Group) -> None:
         """Bury what `group` has given up by now; what fails stays given up for the next call."""
-        for partition, cursor in enumerate(group.cursors):
-            while cursor.dead:
-                dead = cursor.dead[-1]
-                try:
-                    await self._bury(group, partition, dead)
-                except (GputelError, OSError) as error:
-                    log.error(
-                        "%s/%d: can't move offset %d to the dead letters yet: %s",
-                        group.topic,
-                        partition,
-                        dead.offset,
-                        error,
-                    )
-                    return
-                self._done(cursor, dead)
+        async with self._digging:
+            for partition, cursor in enumerate(group.cursors):
+                while cursor.dead:
+                    dead = cursor.dead[-1]
+                    if not await self._try(group, partition, dead):
+                        return
+                    self._done(cursor, dead)
+
+    async def _try(self, group: Group, partition: int, dead: Dead) -> bool:
+        try:
+            await self._bury(group, partition, dead)
+        except (GputelError, OSError) as error:
+            log.error(
+                "%s/%d: can't move offset %d to the dead letters yet: %s",
+                group.topic,
+                partition,
+                dead.offset,
+                error,
+            )
+            return False
+        return True
 
     def _done(self, cursor: Cursor, dead: Dead) -> None:
         cursor.dead.remove(dead)

@@ -105,6 +105,12 @@ class Group:
         """`positions` are durable."""
         self._saved = positions
 
+    def seek(self, positions: Mapping[int, int]) -> None:
+        """Go on from `positions` (partition -> next offset). Nobody is a member."""
+        assert not self.members
+        for partition, next_offset in positions.items():
+            self.cursors[partition] = Cursor(next_offset)
+
     def join(self, member: Member, now_ns: int) -> None:
         """A new member; the partitions are shared anew."""
         member.renew(now_ns)

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import names, statuses
+from gputel.broker.admin import Admin
 from gputel.broker.consume_stream import ConsumeStream
 from gputel.broker.counters import Counters
 from gputel.broker.dead_letters import Undertaker
@@ -85,6 +86,7 @@ class BrokerServer:
         self._groups: dict[tuple[str, str], Group] = {}
         self._observers: set[Group] = set()
         self._streams: set[PublishStream | ConsumeStream] = set()
+        self._admin = Admin(self._engine, self._groups, self._undertaker, self._group)
         self._numbers = itertools.count(1)
         self._server: grpc.aio.Server | None = None
         self._grpc_health = grpc_health.aio.HealthServicer()
@@ -171,16 +173,7 @@ class BrokerServer:
                 request_deserializer=mq.ConsumeRequest.FromString,
                 response_serializer=mq.ConsumeResponse.SerializeToString,
             ),
-            "ListTopics": grpc.unary_unary_rpc_method_handler(
-                self._list_topics,
-                request_deserializer=mq.ListTopicsRequest.FromString,
-                response_serializer=mq.ListTopicsResponse.SerializeToString,
-            ),
-            "ListGroups": grpc.unary_unary_rpc_method_handler(
-                self._list_groups,
-                request_deserializer=mq.ListGroupsRequest.FromString,
-                response_serializer=mq.ListGroupsResponse.SerializeToString,
-            ),
+            **self._admin.handlers(),
         }
 
     # Handlers take the context's reader and writer; the iterator is gRPC's older interface.
@@ -261,36 +254,6 @@ class BrokerServer:
                 raise NoRoom(f"topic {topic!r} has {held} groups, the most it may have")
             group = self._groups[topic, name] = Group(topic, name, partitions, {})
         return group
-
-    async def _list_topics(self, _: mq.ListTopicsRequest, __: Context) -> mq.ListTopicsResponse:
-        response = mq.ListTopicsResponse()
-        for name, topic in sorted(self._engine.topics.items()):
-            listed = response.topics.add(name=name, id=topic.id)
-            for of in topic.partitions:
-                listed.partitions.add(
-                    partition=of.index,
-                    first_offset=of.first_offset,
-                    next_offset=of.next_offset,
-                    size_bytes=of.size_bytes,
-                    segments=of.segments,
-                    failure=of.failure,
-                    damage=of.damage,
-                )
-        return response
-
-    async def _list_groups(self, _: mq.ListGroupsRequest, __: Context) -> mq.ListGroupsResponse:
-        response = mq.ListGroupsResponse()
-        for (topic, name), group in sorted(self._groups.items()):
-            listed = response.groups.add(topic=topic, group=name, members=len(group.members))
-            logs = self._engine.topics[topic].partitions
-            for partition, next_offset in group.positions.items():
-                listed.positions.add(
-                    partition=partition,
-                    next_offset=next_offset,
-                    lag=max(logs[partition].next_offset - next_offset, 0),
-                    in_flight=group.cursors[partition].in_flight,
-                )
-        return response
 
     async def _tick(self) -> None:
         while True:

@@ -13,6 +13,7 @@ from gputel.errors import (
     FrameTooLarge,
     GputelError,
     InputError,
+    NotFound,
     ProducerFenced,
 )
 
@@ -23,9 +24,14 @@ class LeaseLost(GputelError):
     """A member of a group that was silent for longer than its lease."""
 
 
+class GroupInUse(GputelError):
+    """A group that can't be moved now, because it is at work."""
+
+
 _CODES: Final = (
     ((InputError, FrameTooLarge), grpc.StatusCode.INVALID_ARGUMENT),
-    ((ProducerFenced,), grpc.StatusCode.FAILED_PRECONDITION),
+    ((ProducerFenced, GroupInUse), grpc.StatusCode.FAILED_PRECONDITION),
+    ((NotFound,), grpc.StatusCode.NOT_FOUND),
     ((NoRoom,), grpc.StatusCode.RESOURCE_EXHAUSTED),
     ((LeaseLost,), grpc.StatusCode.ABORTED),
     ((PartitionFailed, BrokerUnavailable, OSError), grpc.StatusCode.UNAVAILABLE),

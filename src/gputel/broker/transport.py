@@ -11,7 +11,7 @@ import grpc.aio
 
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
-from gputel.errors import BrokerUnavailable, GputelError, InputError, ProducerFenced
+from gputel.errors import BrokerUnavailable, GputelError, InputError, NotFound, ProducerFenced
 
 SERVICE: Final = "gputel.mq.v1.Broker"
 OPEN_TIMEOUT_S: Final = 5.0
@@ -102,6 +102,15 @@ def fatal(error: grpc.aio.AioRpcError, producer: str = "", epoch: int = 0) -> Gp
     if error.code() in _FATAL:
         return InputError(f"the broker refuses: {details}")
     return None
+
+
+def refusal(error: grpc.aio.AioRpcError) -> GputelError | None:
+    """Our error for a unary call that the broker understood and won't do; None otherwise."""
+    if error.code() is grpc.StatusCode.NOT_FOUND:
+        return NotFound(error.details() or "not found")
+    if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+        return InputError(error.details() or error.code().name)
+    return fatal(error)
 
 
 def unavailable(address: str, error: grpc.aio.AioRpcError) -> BrokerUnavailable:

@@ -17,9 +17,15 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from gputel.config import Config, default_data_dir, parse_address
+from gputel.config import Config, parse_address
 from gputel.limits import MIB
-from gputel.services.state import FREE_BYTES_MIN, UpState, is_running, read_state
+from gputel.services.state import (
+    FREE_BYTES_MIN,
+    UpState,
+    data_dir_of,
+    is_running,
+    read_state,
+)
 
 TIMEOUT_S: Final = 3.0
 ANSWER_BYTES_MAX: Final = 8 * MIB
@@ -47,7 +53,7 @@ class Check:
 
 async def examine(config: Config) -> list[Check]:
     """All checks: of the machine, then of the pipeline on the data directory if one runs."""
-    data_dir = Path(config.data_dir) if config.data_dir else default_data_dir()
+    data_dir = data_dir_of(config)
     checks = [_python(), _kernels(), _driver(config.source.kind), _disk(data_dir)]
     state = read_state(data_dir) if is_running(data_dir) else None
     if state is None:

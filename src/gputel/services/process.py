@@ -21,10 +21,11 @@ from typing import Any
 import msgspec
 import uvloop
 
-from gputel.config import Config, default_data_dir, parse_address
+from gputel.config import Config, parse_address
 from gputel.errors import GputelError
 from gputel.observe import Health, HttpServer, Telemetry, bind, configure_logging, status_app
 from gputel.services.announcement import Announcement, encode_failure, encode_ready
+from gputel.services.state import data_dir_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Process:
     @property
     def data_dir(self) -> Path:
         """Where this process may keep files."""
-        return Path(self.config.data_dir) if self.config.data_dir else default_data_dir()
+        return data_dir_of(self.config)
 
     def ready(self, *, facts: dict[str, str] | None = None, **addresses: str) -> None:
         """Say that the service serves, and where."""

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from gputel.config import Config, default_data_dir
 from gputel.errors import GputelError, InputError
 from gputel.limits import MIB
 
@@ -171,3 +172,16 @@ def _runs(service: ServiceState) -> bool:
         and service.pid_ticks is not None
         and pid_ticks(service.pid) == service.pid_ticks
     )
+
+
+def data_dir_of(config: Config) -> Path:
+    """The data directory that `config` means."""
+    return Path(config.data_dir) if config.data_dir else default_data_dir()
+
+
+def running_broker(config: Config) -> str:
+    """The broker of the pipeline that runs on the data directory, else the configured one."""
+    data_dir = data_dir_of(config)
+    state = read_state(data_dir) if is_running(data_dir) else None
+    service = state.services.get("broker") if state else None
+    return (service and service.addresses.get("broker")) or config.message_queue.address

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from gputel.catalog import Cadence
 from gputel.clock import NS_PER_MS, NS_PER_S, NS_PER_US
 from gputel.inventory import Event, Gpu, ProcessSample
-from gputel.sources.replay_file import ReplayFile
+from gputel.sources.replay_file import open_recording
 from gputel.sources.source import Rings
 from gputel.sources.steps import Row, steps
 
@@ -29,7 +30,7 @@ class Replay:
 
     def __init__(self, spec: str, *, node: str, speed: float = 1, once: bool = False) -> None:
         assert speed >= 0
-        self._file = ReplayFile(spec, node=node)
+        self._file = open_recording(spec, node=node)
         self._speed = speed
         self._once = once
         self._gpus: tuple[Gpu, ...] = ()
@@ -41,6 +42,8 @@ class Replay:
         self._recorded_ns = -1  # unpaced loop: the recorded time that `_shown_ns` stands for
         self._shown_ns = 0
         self._exhausted = False
+        self._event = 0  # index of the next one of the file
+        self._events: list[Event] = []  # due, not yet taken
         self.identity: str | None = None
         self.description = f"{self._file.path} ({self._file.format})"
 
@@ -49,12 +52,11 @@ class Replay:
         if not self._gpus:
             file = self._file
             file.scan()
-            self._gpus = file.parser.gpus.all()
+            self._gpus = file.gpus()
             self.identity = file.identity if self._once else None
             self.description = (
                 f"{file.path} ({file.format}): {file.values} values of {len(self._gpus)} GPUs "
-                f"on {len({gpu.node for gpu in self._gpus})} nodes, {file.problems.bad_lines} "
-                "bad lines left out"
+                f"on {len({gpu.node for gpu in self._gpus})} nodes, {file.left_out}"
             )
             self._rewind()
         return self._gpus
@@ -82,8 +84,24 @@ class Replay:
             assert pushed, "a ring with free rows takes one"
             self._sequences[key] = sequence + 1
             self._position += 1
-        self._next_step(time_ns)
+        last = self._step[-1]
+        shift_ns = 0 if self._once else self._shown_at(last, time_ns) - last.time_ns
+        ended = self._next_step(time_ns)
+        self._take_events(None if ended else last.time_ns, shift_ns)
         return True
+
+    def _take_events(self, until_ns: int | None, shift_ns: int) -> None:
+        """Events go with the step that they fall into, so that frames depend on the file alone;
+        None: all that are left."""
+        events = self._file.events
+        while self._event < len(events):
+            event = events[self._event]
+            if until_ns is not None and event.time_ns > until_ns:
+                return
+            self._events.append(replace(event, time_ns=event.time_ns + shift_ns))
+            self._event += 1
+        if until_ns is None:
+            self._event = 0
 
     def _shown_at(self, row: Row, now_ns: int) -> int:
         """The row's time moved into this loop, whole microseconds. Paced, it is due then;
@@ -102,14 +120,15 @@ class Replay:
         self._step = next(self._steps)
         self._position = 0
 
-    def _next_step(self, now_ns: int) -> None:
+    def _next_step(self, now_ns: int) -> bool:
+        """Go on; True when the file has ended, and for a loop begins again."""
         self._step = next(self._steps, [])
         self._position = 0
         if self._step:
-            return
+            return False
         if self._once:
             self._exhausted = True
-            return
+            return True
         assert self._base_ns is not None
         if self._speed:
             span_ns = self._file.last_ns - self._file.first_ns + LOOP_PAUSE_NS
@@ -117,10 +136,12 @@ class Replay:
             if self._base_ns < now_ns - BEHIND_NS_MAX:
                 self._base_ns = now_ns
         self._rewind()
+        return True
 
     def events(self) -> Sequence[Event]:
-        """A recorded file has none."""
-        return ()
+        """Those of the steps that were written since the last call."""
+        events, self._events = self._events, []
+        return events
 
     def processes(self) -> Sequence[ProcessSample]:
         """None are read."""

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from gputel.catalog import METRICS
 from gputel.errors import InputError
+from gputel.inventory import Event, Gpu
 from gputel.sources import dcgm_csv, nvidia_smi_csv
+from gputel.sources.capture_file import CaptureFile, is_capture
 from gputel.sources.lines import BadLine, Problems, check_file, read_head, read_lines, split_csv
 from gputel.sources.records import Parser, Record
 
@@ -85,14 +87,49 @@ def detect_format(options: Options) -> str:
         if nvidia_smi_csv.looks_like_log(fields):
             return "nvidia-smi"
     raise InputError(
-        f"{options.path}: neither a DCGM CSV dump nor an nvidia-smi CSV log",
+        f"{options.path}: neither a capture, a DCGM CSV dump nor an nvidia-smi CSV log",
         hint="a dump begins with a header that has the column metric_name, a log comes from "
         "nvidia-smi --query-gpu=timestamp,... --format=csv",
     )
 
 
+class Recording(Protocol):
+    """A recorded file of any format. What it tells is known after `scan`."""
+
+    path: Path
+    format: str
+    values: int
+    first_ns: int
+    last_ns: int
+    #: The same for the same rows: it names their producer when they are published.
+    identity: str
+    #: By time.
+    events: tuple[Event, ...]
+
+    def gpus(self) -> tuple[Gpu, ...]: ...
+    @property
+    def left_out(self) -> str: ...
+    def scan(self) -> None:
+        """Read all of it once. InputError: nothing usable in it."""
+        ...
+
+    def records(self) -> Iterator[Record]:
+        """All records, from the beginning. InputError: it was changed meanwhile."""
+        ...
+
+
+def open_recording(spec: str, *, node: str) -> Recording:
+    """The recorded file that `spec` names. InputError: it can't be read or understood."""
+    options = parse_spec(spec)
+    if is_capture(options.path):
+        if options != Options(options.path):
+            raise InputError(f"replay:{spec}: a capture takes no options")
+        return CaptureFile(options.path)
+    return ReplayFile(spec, node=node)
+
+
 class ReplayFile:
-    """One recorded file. Making it checks that it can be read; `scan` reads all of it."""
+    """A text file, which can be read. See `Recording`."""
 
     def __init__(self, spec: str, *, node: str) -> None:
         self.options = parse_spec(spec)
@@ -104,6 +141,7 @@ class ReplayFile:
         self.values = 0
         self.first_ns = self.last_ns = 0
         self.identity = ""
+        self.events: tuple[Event, ...] = ()  # text formats have none
         self.parser = self._make_parser()
 
     def _make_parser(self) -> Parser:
@@ -116,6 +154,15 @@ class ReplayFile:
             columns=nvidia_smi_csv.given_columns(columns) if columns else (),
             zone=self.options.zone(),
         )
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Every GPU, in slot order; known after `scan`."""
+        return self.parser.gpus.all()
+
+    @property
+    def left_out(self) -> str:
+        """What could not be used, in words."""
+        return f"{self.problems.bad_lines} bad lines left out"
 
     def scan(self) -> None:
         """Read the file once: learn its GPUs, its span of time, its hash and its faults.

@@ -93,6 +93,11 @@ class PartitionLog(Protocol):
         """Messages from `offset` on; at least one where there is one, else within the bounds."""
         ...
 
+    async def offset_at(self, time_ns: int) -> int:
+        """The first message stored at or after `time_ns`, by the clock of the broker then;
+        `next_offset` when there is none."""
+        ...
+
     def watch(self, changed: Callable[[], None]) -> None:
         """Call `changed` after every commit, and when the partition fails."""
         ...

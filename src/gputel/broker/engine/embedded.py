@@ -111,6 +111,7 @@ class EmbeddedEngine:
         self._tail = Tail()
         self._backlog = Backlog()
         self._opening = asyncio.Lock()
+        self._saving = asyncio.Lock()  # the last call's positions are those that stay
         self._lock_fd = -1
         self._readers: ThreadPoolExecutor | None = None
         self.committer: Committer | None = None
@@ -175,7 +176,8 @@ class EmbeddedEngine:
 
     async def save_positions(self, topic: str, group: str, positions: Mapping[int, int]) -> None:
         data = msgspec.json.encode(_PositionsFile(dict(positions)))
-        await self._call(self._save_positions, topic, group, data)
+        async with self._saving:
+            await self._call(self._save_positions, topic, group, data)
 
     async def _call(self, function: Callable[..., _T], *arguments: object) -> _T:
         """Run what blocks on a reader thread."""

@@ -8,6 +8,7 @@ ends belong to one thread each, and integers that only one thread writes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -242,6 +243,28 @@ class Partition:
             records.append(record)
             offset += 1
         return Chunk(records, offset)
+
+    async def offset_at(self, time_ns: int) -> int:
+        """See `PartitionLog.offset_at`. Reads one segment, at most two."""
+        end_offset = self._next_offset
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._readers, self._search_time, time_ns)
+        return end_offset if found is None else min(max(found, self.first_offset), end_offset)
+
+    def _search_time(self, time_ns: int) -> int | None:
+        segments = self.segments_held
+        first = 0
+        for number, segment in enumerate(segments):
+            with contextlib.suppress(FileNotFoundError):  # retention was faster
+                if segment.first_time() >= time_ns:
+                    break
+                first = number
+        for segment in segments[first:]:
+            with contextlib.suppress(FileNotFoundError):
+                offset = segment.offset_at(time_ns)
+                if offset is not None:
+                    return offset
+        return None
 
     def _segment_of(self, offset: int, end_offset: int) -> tuple[Segment, int]:
         """The segment that holds `offset`, and where what may be read of it ends."""

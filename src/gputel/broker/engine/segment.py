@@ -156,6 +156,17 @@ class Segment:
                 self.first_stored_at_ns = found.record.stored_at_ns
         return self.first_stored_at_ns
 
+    def offset_at(self, time_ns: int) -> int | None:
+        """The first record stored at or after `time_ns`; None when there is none. Blocks."""
+        fd = self.open()
+        try:
+            for found in walk(fd, self.size_bytes, offset_min=self.base_offset):
+                if isinstance(found, Located) and found.record.stored_at_ns >= time_ns:
+                    return found.record.offset
+        finally:
+            os.close(fd)
+        return None
+
     def read(self, offset: int, end_offset: int, messages_max: int, bytes_max: int) -> Part:
         """Records of [offset, end_offset); at least one where there is one.
 

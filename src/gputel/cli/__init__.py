@@ -1,4 +1,4 @@
-"""The `gputel` command: arguments in, exit codes out. Only this file ends the process.
+"""The `gputel` command: arguments in, exit codes out. Only this package ends the process.
 
 Data go to stdout, messages to stderr. Nothing heavy is imported before a command needs it.
 """
@@ -12,32 +12,21 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from gputel import __version__, errors
+from gputel.cli import broker, recordings
+from gputel.cli.arguments import (
+    EXIT_CODES,
+    FORCED,
+    INTERNAL,
+    OK,
+    UNHEALTHY,
+    add_common,
+    exit_code,
+    load,
+)
 from gputel.errors import GputelError
-
-if TYPE_CHECKING:
-    from gputel.config import Config
-
-OK: Final = 0
-INTERNAL: Final = 1
-USAGE: Final = 2
-UNHEALTHY: Final = 9
-FORCED: Final = 130
-
-#: Error class name to exit code; the nearest class of an error's own line decides.
-EXIT_CODES: Final = {
-    "ConfigError": 3,
-    "InputError": 4,
-    "PortInUse": 5,
-    "DataDirInUse": 5,
-    "DatabaseUnavailable": 6,
-    "EmbeddedPostgresError": 6,
-    "BrokerUnavailable": 7,
-    "SourceUnavailable": 8,
-    "KernelsUnavailable": 8,
-}
 
 SERVICES: Final = {
     "collector": "sample the GPUs of this node, publish and export them",
@@ -88,14 +77,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def exit_code(error: GputelError) -> int:
-    """The documented exit code of an error."""
-    for kind in type(error).__mro__:
-        if kind.__name__ in EXIT_CODES:
-            return EXIT_CODES[kind.__name__]
-    return INTERNAL
-
-
 def _report(error: GputelError, arguments: argparse.Namespace) -> int:
     if getattr(arguments, "ready_fd", None) is None:  # else the supervisor tells
         if getattr(arguments, "log_level", None) == "debug":
@@ -119,36 +100,25 @@ def _parser() -> argparse.ArgumentParser:
     _add_up(commands)
     for name, help_text in SERVICES.items():
         service = commands.add_parser(name, help=help_text, description=f"{help_text}.")
-        _add_common(service)
+        add_common(service)
         service.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
         service.set_defaults(run=_service, service=name)
         if name == "collector":
             _add_source(service)
         if name == "api":
             _add_http(service)
+        if name == "broker":
+            broker.add(service)
+    recordings.add(commands)
     _add_doctor(commands)
     migrate = commands.add_parser("migrate", help="bring the database's schema up to date")
-    _add_common(migrate)
+    add_common(migrate)
     migrate.set_defaults(run=_migrate)
     _add_config(commands)
     version = commands.add_parser("version", help="print the version")
     version.add_argument("--json", action="store_true", help="one line of JSON")
     version.set_defaults(run=_version)
     return parser
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("configuration")
-    group.add_argument("--config", type=Path, metavar="FILE", help="configuration file (YAML)")
-    group.add_argument("--data-dir", metavar="DIR", help="where the data are kept")
-    group.add_argument(
-        "--insecure",
-        action="store_true",
-        default=None,
-        help="allow listeners that other machines reach, unencrypted",
-    )
-    group.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
-    group.add_argument("--log-format", choices=("text", "json"))
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -178,7 +148,7 @@ def _add_up(commands: Any) -> None:
         description="Run all services as supervised processes, with an embedded PostgreSQL unless "
         "`database:` is configured. Ctrl-C drains and stops; a second one ends at once.",
     )
-    _add_common(parser)
+    add_common(parser)
     _add_source(parser)
     _add_http(parser)
     parser.add_argument(
@@ -200,7 +170,7 @@ def _add_doctor(commands: Any) -> None:
         description="Check this machine and the pipeline that runs on the data directory; say what "
         "to do. Exits with 9 when a check fails.",
     )
-    _add_common(parser)
+    add_common(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(run=_doctor)
 
@@ -218,44 +188,18 @@ def _add_config(commands: Any) -> None:
     check.set_defaults(run=_config_check)
 
 
-#: Attribute of the parsed arguments to the key it sets, and the flag for error messages.
-_FLAGS: Final = {
-    "data_dir": ("data_dir", "--data-dir"),
-    "insecure": ("insecure", "--insecure"),
-    "log_level": ("observe.log_level", "--log-level"),
-    "log_format": ("observe.log_format", "--log-format"),
-    "source": ("source.kind", "--source"),
-    "gpus": ("source.gpus", "--gpus"),
-    "hz": ("collector.fast_hz", "--hz"),
-    "speed": ("source.speed", "--speed"),
-    "once": ("source.once", "--once"),
-    "http": ("api.listen", "--http"),
-}
-
-
-def _load(arguments: argparse.Namespace) -> Config:
-    from gputel import config
-
-    flags = {
-        path: (flag, value)
-        for name, (path, flag) in _FLAGS.items()
-        if (value := getattr(arguments, name, None)) is not None
-    }
-    return config.load(arguments.config, flags=flags)
-
-
 def _service(arguments: argparse.Namespace) -> int:
     from gputel.services.process import run
 
     supervised = arguments.ready_fd is not None
-    config = None if supervised else _load(arguments)
+    config = None if supervised else load(arguments)
     module = importlib.import_module(f"gputel.services.{arguments.service}")
     run(arguments.service, module.serve, config, arguments.ready_fd)
     return OK
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    config = _load(arguments)
+    config = load(arguments)
     from gputel.observe.logs import configure_logging
     from gputel.services.up import Forced, up
 
@@ -297,7 +241,7 @@ def _welcome(ready: dict[str, Any]) -> str:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    config = _load(arguments)
+    config = load(arguments)
     from gputel.services import doctor
 
     checks = asyncio.run(doctor.examine(config))
@@ -312,7 +256,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _migrate(arguments: argparse.Namespace) -> int:
-    config = _load(arguments)
+    config = load(arguments)
     settings = config.database
     if settings is None:
         raise errors.ConfigError(
