@@ -320,7 +320,7 @@ def describe(telemetry: Telemetry, outbox: Callable[[], Outbox | None]) -> None:
     gauge(
         "gputel_spool_active",
         "1 while frames are kept on disk",
-        lambda: int(bool((found := live()) and found.spooling)),
+        lambda: [(int(found.spooling), {})] if (found := live()) else [],
     )
     gauge(
         "gputel_spool_bytes", "Size of the spool's files", of_backlog(lambda b: b.disk_size_bytes)
