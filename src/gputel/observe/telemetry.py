@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
@@ -67,6 +67,7 @@ class Telemetry:
             shutdown_on_exit=False,
             views=[
                 View(
+                    instrument_type=Histogram,
                     instrument_name="gputel_*_seconds",
                     aggregation=ExplicitBucketHistogramAggregation(list(histogram_bounds)),
                 )

@@ -182,7 +182,7 @@ def _cadences(found: CollectorReport, samples: Samples) -> Iterator[Check]:
     late_s = _lateness_p99_s(samples)
     for row in found.cadences:
         share = row.missed / max(row.sweeps + row.missed, 1)
-        finding = f"{row.effective_hz:.3g} Hz"
+        finding = f"{row.effective_hz:.3g} Hz" if row.effective_hz else "rate not known yet"
         if row.period_s:
             finding += f", due every {row.period_s:.3g} s"
         finding += f", {row.missed} of {row.sweeps + row.missed} ticks missed"
@@ -216,7 +216,7 @@ def _rates(found: CollectorReport) -> Iterator[Check]:
         advice = ""
         if nominal_hz > OVERSAMPLED * fastest_hz:
             advice = (
-                f"collector.{row.cadence}_hz: {math.ceil(round(fastest_hz, 1))} would tell the "
-                "same: the driver does not refresh faster"
+                f"collector.{row.cadence}_hz: {float(f'{fastest_hz:.2g}'):g} would tell the same: "
+                "the driver does not refresh faster"
             )
         yield Check(f"rate {row.cadence}", True, finding, advice)
