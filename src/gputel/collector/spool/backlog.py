@@ -346,10 +346,10 @@ class Backlog:
         self._ledger.drop(entries, reason, _events(entries))
 
     def _is_disk_bad(self) -> bool:
-        """Does it fail, or hang?"""
-        since_ns = self._writing_since_ns
-        hangs = since_ns and self._clock.monotonic_ns() - since_ns > HANGING_S * NS_PER_S
-        return bool(self.disk_problem or hangs)
+        """Does it hang, or has it failed a moment ago? After that a frame tries it again."""
+        now_ns, since_ns = self._clock.monotonic_ns(), self._writing_since_ns
+        hangs = since_ns > 0 and now_ns - since_ns > HANGING_S * NS_PER_S
+        return hangs or (bool(self.disk_problem) and now_ns < self._retry_at_ns)
 
     def _disk_is(self, problem: str) -> None:
         if problem:
