@@ -269,7 +269,7 @@ def test_the_ledger_is_bounded() -> None:
 def test_what_is_exposed_shrinks_with_the_acknowledgements() -> None:
     ledger = Ledger(9)
     for sequence in range(5, 9):
-        ledger.expose(3, sequence, sequence, 10, sequence * 10)
+        ledger.expose(entry(sequence, epoch=3))
     assert ledger.exposed == [Range(3, 5, 8, 40, 80)]
     assert covers(ledger.exposed, 3, 8)
     assert not covers(ledger.exposed, 3, 9)

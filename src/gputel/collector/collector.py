@@ -21,7 +21,7 @@ from typing import Final
 from gputel.broker import BrokerClient
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
 from gputel.clock import SYSTEM_CLOCK, Clock
-from gputel.collector import exporter, outbox, rates
+from gputel.collector import exporter, outbox, outbox_metrics, rates
 from gputel.collector.batcher import Batcher, Framer
 from gputel.collector.latest import Latest
 from gputel.collector.outbox import FiniteOutbox, LiveOutbox, Outbox, SpoolPlace
@@ -225,7 +225,7 @@ class Collector:
             "Rows that found their ring full",
             lambda: [(r.dropped_rows, {"set": s.name}) for s, r in self.rings.items()],
         )
-        outbox.describe(telemetry, lambda: self.outbox)
+        outbox_metrics.describe(telemetry, lambda: self.outbox)
         rates.describe(telemetry, lambda: self.rates)
         gauge("gputel_collector_gpus", "GPUs of the source", lambda: len(self.gpus))
         for name, help_, field in (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -19,13 +19,13 @@ from gputel import wire
 from gputel.broker import BrokerClient, Publisher
 from gputel.clock import Clock
 from gputel.collector.batcher import Draft
-from gputel.collector.spool.backlog import Backlog, Left
+from gputel.collector.spool.backlog import Backlog
 from gputel.collector.spool.entry import Entry
 from gputel.collector.spool.files import Spool
-from gputel.collector.spool.ledger import REASONS, Ledger, Position, Progress, after_death
+from gputel.collector.spool.ledger import Ledger, Position, Progress, after_death
+from gputel.collector.spool.offering import Left
 from gputel.collector.spool.watermark import Watermark
 from gputel.inventory import Event
-from gputel.observe import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -274,79 +274,3 @@ def _undone(undo: Callable[[], None]) -> Iterator[None]:
     except BaseException:
         undo()
         raise
-
-
-Count = list[tuple[int, Mapping[str, str]]]
-
-
-def describe(telemetry: Telemetry, outbox: Callable[[], Outbox | None]) -> None:
-    """Metrics of the outbox that is there when somebody asks."""
-
-    def live() -> LiveOutbox | None:
-        found = outbox()
-        return found if isinstance(found, LiveOutbox) else None
-
-    def lost(frames: bool) -> Count:
-        found = live()
-        if found is None:
-            return []
-        counts = found.ledger.lost_frames if frames else found.ledger.lost_rows
-        return [(counts[reason], {"reason": reason}) for reason in REASONS]
-
-    def of_backlog(read: Callable[[Backlog], float]) -> Callable[[], float]:
-        return lambda: read(found.backlog) if (found := live()) else 0
-
-    def of_outbox(read: Callable[[Outbox], float]) -> Callable[[], float]:
-        return lambda: read(found) if (found := outbox()) else 0
-
-    counter, gauge = telemetry.observe_counter, telemetry.observe_gauge
-    counter(
-        "gputel_collector_published_frames",
-        "Frames on their way to the broker",
-        of_outbox(lambda box: box.frames),
-    )
-    counter("gputel_collector_dropped_frames", "Frames lost, by reason", lambda: lost(True))
-    counter("gputel_collector_dropped_rows", "Rows of those frames", lambda: lost(False))
-    gauge(
-        "gputel_collector_pending_bytes",
-        "Frames in memory, not acknowledged yet",
-        of_outbox(lambda box: box.pending_size_bytes),
-    )
-    gauge(
-        "gputel_collector_broker_connected",
-        "1 while the broker is connected",
-        of_outbox(lambda box: int(box.connected)),
-    )
-    gauge(
-        "gputel_spool_active",
-        "1 while frames are kept on disk",
-        lambda: [(int(found.spooling), {})] if (found := live()) else [],
-    )
-    gauge(
-        "gputel_spool_bytes", "Size of the spool's files", of_backlog(lambda b: b.disk_size_bytes)
-    )
-    gauge(
-        "gputel_spool_frames",
-        "Frames that the broker has not acknowledged, on disk or in memory",
-        of_backlog(lambda b: b.pending_frames),
-    )
-    gauge(
-        "gputel_spool_oldest_age_seconds",
-        "Age of the oldest of them",
-        of_backlog(lambda b: b.oldest_age_s()),
-    )
-    counter(
-        "gputel_spool_replayed_frames",
-        "Frames read back from the disk and offered to the broker",
-        of_backlog(lambda b: b.replayed_frames),
-    )
-    counter(
-        "gputel_spool_disk_errors",
-        "Reads, writes and syncs that the disk refused",
-        of_backlog(lambda b: b.disk_errors),
-    )
-    counter(
-        "gputel_spool_damaged_bytes",
-        "Bytes in the spool's files that were no frames",
-        of_backlog(lambda b: b.damaged_bytes),
-    )

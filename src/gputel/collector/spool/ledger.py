@@ -212,21 +212,20 @@ class Ledger:
             self.exposed[0] = Range(epoch, sequence + 1, cut.last, rows, cut.rows_through)
         self.save()
 
-    def expose(self, epoch: int, first: int, last: int, rows: int, rows_through: int) -> None:
-        """Frames that are not acknowledged are in memory only; the caller saves."""
-        _append(self.exposed, Range(epoch, first, last, rows, rows_through))
+    def expose(self, entry: Entry) -> None:
+        """A frame that is not acknowledged is in memory only; the caller saves."""
+        _append(self.exposed, _range([entry]))
 
     def drop(self, entries: Sequence[Entry], reason: str, events: Iterable[Event]) -> None:
         """Give up neighbouring frames of one epoch; `events` are what they carried."""
         first, last = entries[0], entries[-1]
-        rows = sum(entry.rows for entry in entries)
-        gone = Range(first.epoch, first.sequence, last.sequence, rows, last.rows_through)
+        gone = _range(entries)
         _append(self.dropped, gone)
         if first.epoch == self.epoch and first.sequence <= self._carrier <= last.sequence:
             self._carried.clear()  # it is among `events`
         for event in events:
             self._tell_again(event)
-        self.lose(Loss(first.epoch, first.sequence, last.sequence, rows, reason))
+        self.lose(Loss(gone.epoch, gone.first, gone.last, gone.rows, reason))
 
     def lose(self, loss: Loss) -> None:
         """Count a loss, and owe it."""
@@ -285,6 +284,12 @@ class Ledger:
 def covers(ranges: Iterable[Range], epoch: int, sequence: int) -> bool:
     """Is this frame in one of `ranges`?"""
     return any(r.epoch == epoch and r.first <= sequence <= r.last for r in ranges)
+
+
+def _range(entries: Sequence[Entry]) -> Range:
+    first, last = entries[0], entries[-1]
+    rows = sum(entry.rows for entry in entries)
+    return Range(first.epoch, first.sequence, last.sequence, rows, last.rows_through)
 
 
 def _append(ranges: list[Range], new: Range) -> None:
