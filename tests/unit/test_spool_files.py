@@ -235,9 +235,9 @@ def test_a_loss_is_told_once_and_again_if_its_frame_is_lost() -> None:
     ledger.lose(Loss(5, 9, 9, 1, "damaged"))
     assert ledger.owed_events(1) == [], "one at a time: the carrier is not safe yet"
     # Dead before the carrier was on disk: both are told by the next.
-    codes = sorted(loss.rows for loss in after_death(saved[-1], 20, None))
+    codes = sorted(loss.rows for loss in after_death(saved[-1], 20, None, ()))
     assert codes == [1, 10, 20]
-    ledger.secured(carrier)
+    ledger.secured(carrier, carrier)
     (event,) = ledger.owed_events(1)
     assert event.code == 1
     ledger.acknowledged(5, ledger.assign(0), 20)

@@ -253,17 +253,17 @@ def _open_spool(place: SpoolPlace, producer: str, now_ns: int) -> _Opened:
         newest = spool.newest
         # The clock may have been set back since: an epoch must be newer than the last.
         epoch = max(now_ns, before.epoch + 1, newest.epoch + 1 if newest else 0)
-        losses = after_death(before, found.swept_rows, newest) if found else []
+        losses = after_death(before, found.swept_rows, newest, spool.recent) if found else []
         for loss in losses:
             log.warning("the last collector: %s", loss.event(now_ns).message)
-        ledger = Ledger(epoch, (*before.dropped, *before.exposed), losses)
+        ledger = Ledger(epoch, (*before.dropped, *before.exposed), losses, before.done)
         watermark.begin(ledger.progress())
         ledger.keep(watermark.save)
     return _Opened(
         spool,
         watermark,
         ledger,
-        Left(frames, Position(before.epoch, before.acked, before.acked_rows)),
+        Left(frames, Position(before.epoch, before.acked, before.acked_rows), before.done),
     )
 
 

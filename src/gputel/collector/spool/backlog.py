@@ -241,7 +241,7 @@ class Backlog:
             finally:
                 self._writing_since_ns = 0
             self._disk_is("")
-            self._ledger.secured(batch[-1].sequence)
+            self._ledger.secured(batch[0].sequence, batch[-1].sequence)
             self._offer_written(spool, batch[-1].key)
 
     def _offer_written(self, spool: Spool, newest: Key) -> None:

@@ -75,6 +75,8 @@ class Spool:
         self.damaged_bytes = 0
         #: The last entry on disk, of this process or its predecessor.
         self.newest: Entry | None = None
+        #: What lay beside it when we came.
+        self.recent: frozenset[Key] = frozenset()
 
     def open(self) -> int:
         """Lock the directory and take in what lies there; returns the number of records.
@@ -223,14 +225,16 @@ class Spool:
         """Find the last sound entry; it names the next offset and the last epoch."""
         for file in reversed(self._files):
             self.next_offset = max(self.next_offset, file.base_offset + 1)
-            newest = None
+            newest, recent = None, set()
             for found in self._records(file, 0):
                 if isinstance(found, Located):
                     self.next_offset = max(self.next_offset, found.record.offset + 1)
                     newest = from_record(found.record) or newest
+                    recent.add((found.record.epoch, found.record.sequence))
             if newest is not None:
                 file.newest = newest.key
                 self.newest = newest._replace(payload=b"")
+                self.recent = frozenset(recent)
                 return
 
     def _begin(self) -> None:

@@ -7,12 +7,12 @@ disk or acknowledged. So a loss is told once, whenever the process dies.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
-from gputel.collector.spool.entry import Entry
+from gputel.collector.spool.entry import Entry, Key
 from gputel.inventory import Event, EventKind
 
 RANGES_MAX: Final = 32
@@ -24,7 +24,7 @@ _EVENT_BYTES: Final = 64  # an event beside its message
 REASONS: Final = {
     "spool_full": "the spool was full",
     "memory_full": "memory was full",
-    "damaged": "the spool was damaged",
+    "damaged": "they are missing in the spool",
     "refused": "the broker had frames of a newer epoch",
     "killed": "the collector was killed",
 }
@@ -84,6 +84,7 @@ class Progress(msgspec.Struct, frozen=True):
     dropped   frames given up, of this epoch or of older ones in the spool
     exposed   frames that are on no disk any more, and not acknowledged: a full spool gave up
               the file after they had been read or offered
+    done      the last acknowledged frame of whichever epoch
     """
 
     epoch: int
@@ -96,6 +97,7 @@ class Progress(msgspec.Struct, frozen=True):
     owed: tuple[Loss, ...] = ()
     carried: tuple[Loss, ...] = ()
     carrier: int = 0
+    done: Position = Position(0, 0, 0)
 
 
 def holes(start: Position, dropped: Iterable[Range], end: Position) -> Iterator[Loss]:
@@ -117,11 +119,14 @@ def _hole(start: Position, end: Position) -> Iterator[Loss]:
         yield Loss(start.epoch, start.sequence + 1, end.sequence, rows, "damaged")
 
 
-def after_death(left: Progress, swept_rows: int, newest: Entry | None) -> list[Loss]:
+def after_death(
+    left: Progress, swept_rows: int, newest: Entry | None, recent: Container[Key]
+) -> list[Loss]:
     """What a predecessor lost that nobody has told yet.
 
     swept_rows   rows that its rings had taken
     newest       the last frame that the spool holds
+    recent       its neighbours in the spool's last file
     """
     if newest is not None and newest.epoch > left.epoch:
         return []  # the first frame of that epoch told
@@ -130,8 +135,8 @@ def after_death(left: Progress, swept_rows: int, newest: Entry | None) -> list[L
     if newest is not None and newest.epoch == left.epoch and newest.sequence > left.acked:
         start = Position(newest.epoch, newest.sequence, newest.rows_through)
     losses = list(left.owed)
-    if left.carrier > start.sequence:
-        losses += left.carried
+    if (left.epoch, left.carrier) not in recent:
+        losses += left.carried  # dead before it was known to be on disk
     losses += [Loss(r.epoch, r.first, r.last, r.rows, "killed") for r in left.exposed]
     told = (*left.dropped, *left.exposed)
     losses += [msgspec.structs.replace(hole, reason="killed") for hole in holes(start, told, end)]
@@ -146,12 +151,18 @@ class Ledger:
 
     dropped   what a predecessor dropped of frames that may still lie in the spool
     losses    what it lost and nobody has told yet
+    done      the last frame that was acknowledged to it
     """
 
     def __init__(
-        self, epoch: int, dropped: Sequence[Range] = (), losses: Sequence[Loss] = ()
+        self,
+        epoch: int,
+        dropped: Sequence[Range] = (),
+        losses: Sequence[Loss] = (),
+        done: Position = Position(0, 0, 0),  # noqa: B008 - immutable
     ) -> None:
         self.epoch = epoch
+        self._done = done
         self._save: Callable[[Progress], None] = lambda _: None
         self.assigned = 0
         self.assigned_rows = 0
@@ -190,15 +201,16 @@ class Ledger:
         self.save()
         return self.assigned
 
-    def secured(self, sequence: int) -> None:
-        """Frames of this epoch up to `sequence` are on disk."""
-        if self._carried and sequence >= self._carrier:
+    def secured(self, first: int, last: int) -> None:
+        """Frames `first` to `last` of this epoch are on disk."""
+        if self._carried and first <= self._carrier <= last:
             self._carried.clear()
             self.save()
 
     def acknowledged(self, epoch: int, sequence: int, rows_through: int) -> None:
         """Frames up to `sequence` of `epoch`, and all older ones, are the broker's."""
         done = (epoch, sequence)
+        self._done = Position(epoch, sequence, rows_through)
         if epoch == self.epoch:
             self.acked, self.acked_rows = sequence, rows_through
             if sequence >= self._carrier:
@@ -251,6 +263,7 @@ class Ledger:
             tuple(self._owed),
             tuple(self._carried),
             self._carrier if self._carried else 0,
+            self._done,
         )
 
     def _owe(self, loss: Loss) -> None:

@@ -35,10 +35,16 @@ OpenPublisher = Callable[[int, int, Callable[[], None]], Awaitable[Publisher]]
 
 
 class Left(NamedTuple):
-    """What a predecessor left in the spool: `acked` of its last epoch, `frames` records."""
+    """What a predecessor left in the spool.
+
+    frames   records in its files
+    acked    where the acknowledgements of its own epoch had come to
+    done     where those of whichever epoch had
+    """
 
     frames: int = 0
     acked: Position = Position(0, 0, 0)
+    done: Position = Position(0, 0, 0)
 
 
 class Offering:
@@ -68,7 +74,7 @@ class Offering:
         self.epoch = 0  # of the publisher; 0 while there is none
         self.publisher: Publisher | None = None
         #: The last frame that is settled: acknowledged, or refused for good.
-        self.done: Key = left.acked[:2] if left.acked.sequence else (0, 0)
+        self.done: Key = left.done[:2]
         self.replayed_frames = 0
 
     @property
@@ -179,6 +185,8 @@ class Offering:
         if start.epoch != entry.epoch:
             if entry.epoch == self._left.acked.epoch:
                 start = self._left.acked
+            elif entry.epoch == self._left.done.epoch:
+                start = self._left.done
             elif entry.epoch == self._ledger.epoch:
                 start = Position(entry.epoch, 0, 0)
             else:  # where an epoch long ago had come to is not known any more
