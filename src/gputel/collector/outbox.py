@@ -22,7 +22,7 @@ from gputel.collector.batcher import Draft
 from gputel.collector.spool.backlog import Backlog
 from gputel.collector.spool.entry import Entry
 from gputel.collector.spool.files import Spool
-from gputel.collector.spool.ledger import Ledger, Position, Progress, after_death
+from gputel.collector.spool.ledger import Ledger, Progress, after_death
 from gputel.collector.spool.offering import Left
 from gputel.collector.spool.watermark import Watermark
 from gputel.inventory import Event
@@ -256,14 +256,15 @@ def _open_spool(place: SpoolPlace, producer: str, now_ns: int) -> _Opened:
         losses = after_death(before, found.swept_rows, newest, spool.recent) if found else []
         for loss in losses:
             log.warning("the last collector: %s", loss.event(now_ns).message)
-        ledger = Ledger(epoch, (*before.dropped, *before.exposed), losses, before.done)
+        given_up = (*before.dropped, *before.exposed)
+        ledger = Ledger(epoch, given_up, losses, before.done, before.next_starts())
         watermark.begin(ledger.progress())
         ledger.keep(watermark.save)
     return _Opened(
         spool,
         watermark,
         ledger,
-        Left(frames, Position(before.epoch, before.acked, before.acked_rows), before.done),
+        Left(frames, before.done),
     )
 
 

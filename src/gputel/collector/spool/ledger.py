@@ -85,6 +85,7 @@ class Progress(msgspec.Struct, frozen=True):
     exposed   frames that are on no disk any more, and not acknowledged: a full spool gave up
               the file after they had been read or offered
     done      the last acknowledged frame of whichever epoch
+    starts    where the frames of older epochs in the spool should begin, until they are reached
     """
 
     epoch: int
@@ -98,6 +99,12 @@ class Progress(msgspec.Struct, frozen=True):
     carried: tuple[Loss, ...] = ()
     carrier: int = 0
     done: Position = Position(0, 0, 0)
+    starts: tuple[Position, ...] = ()
+
+    def next_starts(self) -> tuple[Position, ...]:
+        """`starts` for a successor."""
+        own = Position(self.epoch, self.acked, self.acked_rows)
+        return (*self.starts, own)[-RANGES_MAX:]
 
 
 def holes(start: Position, dropped: Iterable[Range], end: Position) -> Iterator[Loss]:
@@ -152,6 +159,7 @@ class Ledger:
     dropped   what a predecessor dropped of frames that may still lie in the spool
     losses    what it lost and nobody has told yet
     done      the last frame that was acknowledged to it
+    starts    see `Progress`
     """
 
     def __init__(
@@ -160,8 +168,10 @@ class Ledger:
         dropped: Sequence[Range] = (),
         losses: Sequence[Loss] = (),
         done: Position = Position(0, 0, 0),  # noqa: B008 - immutable
+        starts: Sequence[Position] = (),
     ) -> None:
         self.epoch = epoch
+        self._starts = list(starts)
         self._done = done
         self._save: Callable[[Progress], None] = lambda _: None
         self.assigned = 0
@@ -224,6 +234,12 @@ class Ledger:
             self.exposed[0] = Range(epoch, sequence + 1, cut.last, rows, cut.rows_through)
         self.save()
 
+    def enter(self, epoch: int) -> Position | None:
+        """Frames of `epoch` are reached; where they should begin, None if nobody knows."""
+        found = [start for start in self._starts if start.epoch == epoch]
+        self._starts = [start for start in self._starts if start.epoch > epoch]
+        return found[0] if found else None
+
     def expose(self, entry: Entry) -> None:
         """A frame that is not acknowledged is in memory only; the caller saves."""
         _append(self.exposed, _range([entry]))
@@ -264,6 +280,7 @@ class Ledger:
             tuple(self._carried),
             self._carrier if self._carried else 0,
             self._done,
+            tuple(self._starts),
         )
 
     def _owe(self, loss: Loss) -> None:

@@ -38,12 +38,10 @@ class Left(NamedTuple):
     """What a predecessor left in the spool.
 
     frames   records in its files
-    acked    where the acknowledgements of its own epoch had come to
-    done     where those of whichever epoch had
+    done     the last frame that was acknowledged, of whichever epoch
     """
 
     frames: int = 0
-    acked: Position = Position(0, 0, 0)
     done: Position = Position(0, 0, 0)
 
 
@@ -62,7 +60,6 @@ class Offering:
         on_change: Callable[[], None],
     ) -> None:
         self._ledger = ledger
-        self._left = left
         self._left_frames = left.frames
         self._open_publisher = open_publisher
         self._bytes_max = bytes_max
@@ -183,14 +180,9 @@ class Offering:
         start = self._offered
         before = Position(entry.epoch, entry.sequence - 1, entry.rows_through - entry.rows)
         if start.epoch != entry.epoch:
-            if entry.epoch == self._left.acked.epoch:
-                start = self._left.acked
-            elif entry.epoch == self._left.done.epoch:
-                start = self._left.done
-            elif entry.epoch == self._ledger.epoch:
+            start = self._ledger.enter(entry.epoch) or before
+            if entry.epoch == self._ledger.epoch:
                 start = Position(entry.epoch, 0, 0)
-            else:  # where an epoch long ago had come to is not known any more
-                start = before
         if before.sequence > start.sequence:
             for hole in holes(start, self._ledger.dropped, before):
                 self._count_left(hole.epoch, hole.frames)
