@@ -70,7 +70,7 @@ class Life:
     async def die(self) -> None:
         backlog = self.outbox.backlog
         # A disk that is slow, and frames that were offered while it was.
-        hangs = bool(backlog._unwritten or backlog._writing_since_ns)
+        hangs = not backlog.written
         self.inexact |= self.disk_fails or bool(backlog.disk_problem) or hangs
         # A full spool had given up the files of frames in flight: they are told as lost even
         # if they arrive, and a gap that one of them told is not told again.

@@ -101,7 +101,7 @@ async def test_kill_9_loses_what_was_not_framed_and_says_how_much(
     outbox = await opened(broker, tmp_path, clock)
     await Feed(outbox, clock).frames(20)
     outbox.swept(207)  # 7 rows have not been sealed
-    await until(lambda: not outbox.backlog._unwritten)
+    await until(lambda: outbox.backlog.written)
     kill(outbox)
     broker.away = False
     again = await opened(broker, tmp_path, later(clock))
@@ -125,7 +125,7 @@ async def test_frames_that_were_in_memory_at_the_kill_are_told_by_sequence(
     outbox = await opened(broker, tmp_path, clock)
     feed = Feed(outbox, clock)
     await feed.frames(10)
-    await until(lambda: not outbox.backlog._unwritten)
+    await until(lambda: outbox.backlog.written)
     monkeypatch.setattr(Disk, "append", fail(errno.ENOSPC))
     await feed.frames(5)
     await until(lambda: outbox.backlog.disk_problem)
@@ -192,7 +192,7 @@ def fail(number: int) -> Any:
 async def healed(feed: Feed) -> None:
     """The disk works again, and a frame has found it so."""
     backlog = feed.outbox.backlog
-    while backlog.disk_problem or backlog._unwritten or backlog._writing_since_ns:
+    while backlog.disk_problem or not backlog.written:
         feed.clock.advance(2)
         await feed.frames(1)
         await until(backlog._idle.is_set)
@@ -207,7 +207,7 @@ async def test_a_disk_that_fails_leaves_memory_and_is_used_again(
     outbox = await opened(broker, tmp_path, clock)
     feed = Feed(outbox, clock)
     await feed.frames(20)
-    await until(lambda: not outbox.backlog._unwritten)
+    await until(lambda: outbox.backlog.written)
     monkeypatch.setattr(Disk, "append", fail(number))
     await feed.frames(20)
     await until(lambda: outbox.backlog.disk_errors)
@@ -235,7 +235,7 @@ async def test_a_short_write_leaves_no_trace(
     outbox = await opened(broker, tmp_path, clock)
     feed = Feed(outbox, clock)
     await feed.frames(2)
-    await until(lambda: not outbox.backlog._unwritten)
+    await until(lambda: outbox.backlog.written)
     monkeypatch.setattr(Disk, "append", short)
     await feed.frames(2)
     await until(lambda: outbox.backlog.disk_errors)
@@ -297,7 +297,7 @@ async def test_a_full_spool_gives_up_the_oldest_and_tells_it(
     await feed.frames(60)
     await feed.frames(1, (xid(clock, 79),))  # not offered: on disk alone
     await feed.frames(700)
-    await until(lambda: not outbox.backlog._unwritten)
+    await until(lambda: outbox.backlog.written)
     assert outbox.backlog.disk_size_bytes <= 8 * MIB
     lost = outbox.ledger.lost_frames["spool_full"]
     assert lost > 200
@@ -335,7 +335,7 @@ async def test_a_full_spool_and_a_kill_are_told_together(
         feed = Feed(outbox, clock)
         await feed.frames(350)
         swept += feed.rows
-        await until(lambda outbox=outbox: not outbox.backlog._unwritten)  # type: ignore[misc]
+        await until(lambda outbox=outbox: outbox.backlog.written)  # type: ignore[misc]
         kill(outbox)
         clock = later(clock)
     broker.away = False
@@ -384,7 +384,7 @@ async def test_our_own_epoch_refused_ends_the_collector(tmp_path: Path, clock: M
     with pytest.raises(ProducerFenced):  # noqa: PT012 - when it is noticed is not said
         for _ in range(100):
             await feed.frames(1)
-            await until(lambda: not outbox.backlog._unwritten)
+            await until(lambda: outbox.backlog.written or outbox.backlog.failure)
     await outbox.close()
 
 
@@ -429,6 +429,6 @@ async def test_what_the_broker_takes_at_once_is_never_synced(
     broker.away = True
     for _ in range(100):  # ten seconds
         await feed.frames(1)
-        await until(lambda: not outbox.backlog._unwritten and outbox.backlog._idle.is_set())
+        await until(lambda: outbox.backlog.written and outbox.backlog._idle.is_set())
     assert 7 <= len(synced) <= 12
     await outbox.close()

@@ -75,7 +75,7 @@ class Backlog:
         self._idle = asyncio.Event()
         self._offering = Offering(ledger, left, open_publisher, offered_bytes, self._wake.set)
         self._disk = ThreadPoolExecutor(1, "spool")
-        self._writing_since_ns = 0
+        self._writing_since_ns: int | None = None
         self._retry_at_ns = 0
         self._synced_at_ns = 0
         self._reads_failed = 0
@@ -107,6 +107,11 @@ class Backlog:
         """Frames in memory: waiting, and offered."""
         offered = self.publisher.pending_size_bytes if self.publisher else 0
         return self._memory_bytes + offered
+
+    @property
+    def written(self) -> bool:
+        """Is every frame on disk that is not acknowledged?"""
+        return not self._unwritten and self._writing_since_ns is None
 
     @property
     def disk_size_bytes(self) -> int:
@@ -239,7 +244,7 @@ class Backlog:
                 self._put_back(batch)
                 raise
             finally:
-                self._writing_since_ns = 0
+                self._writing_since_ns = None
             self._disk_is("")
             self._ledger.secured(batch[0].sequence, batch[-1].sequence)
             self._offer_written(spool, batch[-1].key)
@@ -289,7 +294,7 @@ class Backlog:
     def _is_disk_bad(self) -> bool:
         """Does it hang, or has it failed a moment ago? After that a frame tries it again."""
         now_ns, since_ns = self._clock.monotonic_ns(), self._writing_since_ns
-        hangs = since_ns > 0 and now_ns - since_ns > HANGING_S * NS_PER_S
+        hangs = since_ns is not None and now_ns - since_ns > HANGING_S * NS_PER_S
         return hangs or (bool(self.disk_problem) and now_ns < self._retry_at_ns)
 
     def _disk_is(self, problem: str) -> None:
