@@ -7,6 +7,7 @@ import json
 import pytest
 from playwright.sync_api import Page, expect
 
+from gputel.api.routes import ROUTES
 from serving import Site
 
 pytestmark = pytest.mark.e2e
