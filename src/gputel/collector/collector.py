@@ -36,7 +36,7 @@ from gputel.inventory import Event, EventKind, Gpu
 from gputel.kernels import Ring, WhenFull
 from gputel.observe import Health, Telemetry
 from gputel.sources import Source
-from gputel.sources.nvml_mig import mig_parent
+from gputel.sources.nvml_mig import MigParent, mig_parent
 from gputel.sources.source import Hardware
 
 if TYPE_CHECKING:  # without a broker, gRPC's 12 MB stay out
@@ -123,9 +123,12 @@ class Collector:
             self.exporter.add(self.processes)
         # A recording's GPUs are not in this machine.
         if attribution is not None and attribution.mode != "off" and not self._replay:
-            mig_lookup = mig_parent if self.source.name == "nvml" else None
+            mig_lookup = self._mig_parent if self.source.name == "nvml" else None
             self.attribution = Attribution(attribution, self._clock, telemetry, mig_lookup)
             self.exporter.add(self.attribution)
+
+    def _mig_parent(self, mig_uuid: str) -> MigParent | None:
+        return mig_parent(mig_uuid) if self.polling else None
 
     @property
     def finished(self) -> bool:

@@ -11,7 +11,7 @@ attempts to find it again by its UUID; the others go on.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from gputel.sources.source import Abandoned, CallCost, Preempted, Rings
 FATAL_XIDS: Final = frozenset({79, 119, 120})
 CLOSE_TIMEOUT_S: Final = 1.5
 RESETS_TOLD_PERIOD_S: Final = 60
+PROCESSES_HELD_MAX: Final = 65_536  # one sweep of a full node
 
 MakeSweeper = Callable[[Sequence[Plan], Any, Mapping[str, int], int], Sweeper]
 
@@ -79,7 +80,8 @@ class Nvml:
         self._resets_told: dict[tuple[int, int, int], int] = {}
         self._readers: dict[int, ProcessReader] = {}
         self._processes_ns: dict[int, int] = {}
-        self._processes: list[ProcessSample] = []
+        #: Of the last sweeps; the oldest go when nobody takes them.
+        self._processes: deque[ProcessSample] = deque(maxlen=PROCESSES_HELD_MAX)
 
     # ---- Opening and closing ------------------------------------------------------------------
 
@@ -205,7 +207,7 @@ class Nvml:
             reader = self._readers.setdefault(number, ProcessReader(self._nvml.nvmlLib))
             try:
                 with self._roster.claimed(turn, number):
-                    self._processes += reader.read(slot.handle, slot.gpu.uuid, time_ns)
+                    self._processes.extend(reader.read(slot.handle, slot.gpu.uuid, time_ns))
             except Busy:
                 continue
             except CallRefused as refused:
@@ -343,8 +345,8 @@ class Nvml:
 
     def processes(self) -> Sequence[ProcessSample]:
         """The processes seen by the slow sweeps since the last call."""
-        found, self._processes = self._processes, []
-        return found
+        # Another thread appends: what is taken is counted first.
+        return [self._processes.popleft() for _ in range(len(self._processes))]
 
     @property
     def exhausted(self) -> bool:
