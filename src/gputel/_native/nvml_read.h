@@ -186,6 +186,8 @@ static int gputel_read_fields(gputel_reader *r)
         gputel_fields_choose(r);
     if (!reading->active_count)
         return GPUTEL_OK;
+    if (!r->core->functions.field_values)
+        return gputel_fields_refused(r, GPUTEL_UNSUPPORTED);
     for (int k = 0; k < reading->active_count; k++) {
         /* What the driver leaves alone is no answer. */
         reading->values[k].nvmlReturn = NVML_ERROR_UNKNOWN;

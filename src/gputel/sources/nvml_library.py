@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
-from typing import Any
+from typing import Any, Final
 
 from gputel.errors import SourceUnavailable
+
+#: nvidia-ml-py's name of a function to the first one, which an old library has alone. Their
+#: signatures are the same, but for the flags of nvmlInitWithFlags, which nvmlInit does not read.
+FIRST_NAMES: Final = {
+    "nvmlInitWithFlags": "nvmlInit",
+    "nvmlDeviceGetCount_v2": "nvmlDeviceGetCount",
+    "nvmlDeviceGetHandleByIndex_v2": "nvmlDeviceGetHandleByIndex",
+}
+DEFAULT: Final = "libnvidia-ml.so.1"
+
+
+class Library(ctypes.CDLL):
+    """A library whose functions are found by their first names where it has no later ones."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in FIRST_NAMES:
+                raise
+            return super().__getattr__(FIRST_NAMES[name])
 
 
 def load(path: str) -> Any:
@@ -21,6 +43,9 @@ def load(path: str) -> Any:
         ) from error
     if path:
         _choose(nvml, path)
+    elif nvml.nvmlLib is None:
+        with contextlib.suppress(OSError):  # pynvml looks elsewhere, and says what is wrong
+            nvml.nvmlLib = Library(DEFAULT)
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -40,7 +65,7 @@ def _choose(nvml: Any, path: str) -> None:
             f"source.library {path}: this process has loaded {nvml.nvmlLib._name} already"
         )
     try:
-        nvml.nvmlLib = ctypes.CDLL(path)
+        nvml.nvmlLib = Library(path)
     except OSError as error:
         raise SourceUnavailable(
             f"source.library {path}: {error}",
