@@ -138,7 +138,10 @@ def test_gpus_that_are_lost_in_many_ways_and_found(broker: str, tmp_path: Path) 
     with simulated(tmp_path, broker, "--gpus", "7", *flags) as collector:
         collector.until(lambda rows: all(energy(rows, n) for n in range(7)))
         last = stand_still(collector, gone, others)
-        collector.until(lambda rows: all(news(rows, last, n) for n in last))
+        # XID 79 came with the third: that one is left alone for a minute, whatever it would say.
+        found = [n for n in last if ways[n - 1 if n in gone else 0] != "fallen"]
+        rows = collector.until(lambda rows: all(news(rows, last, n) for n in found))
+        assert energy(rows, 3) == 0
 
 
 def test_a_gpu_that_is_removed_and_restored(broker: str, tmp_path: Path) -> None:
@@ -153,7 +156,12 @@ def test_a_gpu_that_is_removed_and_restored(broker: str, tmp_path: Path) -> None
 
 
 def test_what_is_not_supported_is_not_shown(broker: str, tmp_path: Path) -> None:
-    refused = ("nvmlDeviceGetPowerUsage", "nvmlDeviceGetUtilizationRates", "83")
+    refused = (
+        "nvmlDeviceGetPowerUsage",
+        "nvmlDeviceGetUtilizationRates",
+        "nvmlDeviceGetTotalEnergyConsumption",
+        "83",
+    )
     flags = [f"--fault=not_supported={what}@0:gpu=1" for what in refused]
     flags += ["--fault=no_function=nvmlDeviceGetTemperature@0"]
     with simulated(tmp_path, broker, "--gpus", "2", *flags) as collector:
