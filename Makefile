@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test lint format types fault e2e bench sanitize proto dist clean
+.PHONY: help setup build run test lint format types fault e2e bench sanitize fuzz proto dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -72,12 +72,18 @@ e2e: $(VENV)/.test ## the tests in a real browser
 bench: $(VENV)/.test ## micro-benchmarks against the stored baseline: what got slower
 	$(BIN)/python -m benchmarks.micro $(ARGS)
 
-sanitize: $(VENV)/.test ## the kernels' tests on a build with ASan, UBSan and all checks
-	GPUTEL_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --build-lib build/debug
+# The kernels built with ASan, UBSan and all checks, and what runs a command on them.
+SANITIZED = GPUTEL_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --build-lib build/debug && \
 	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	GPUTEL_NATIVE_DIR=build/debug/gputel/_native \
-	$(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential $(ARGS)
+	GPUTEL_NATIVE_DIR=build/debug/gputel/_native
+
+sanitize: $(VENV)/.test ## the kernels' tests on a build with ASan, UBSan and all checks
+	$(SANITIZED) $(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential $(ARGS)
+
+fuzz: $(VENV)/.test ## damage chunks at random on that build (SECONDS=600 FUZZ_SEED=...)
+	$(SANITIZED) FUZZ_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest -p no:cacheprovider -s \
+	  tests/differential/test_codec_fuzz.py $(ARGS)
 
 proto: $(VENV)/.lint ## regenerate src/gputel/_proto from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=src/gputel/_proto \

@@ -20,6 +20,7 @@ OPTIMISED = ["-O3", "-fno-strict-aliasing"]
 SANITIZED = [
     "-O1",
     "-g",
+    "-fno-strict-aliasing",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=undefined",
     "-fno-omit-frame-pointer",
@@ -29,6 +30,7 @@ extensions = [
     Extension(
         f"gputel._native.{source.stem}",
         [str(source)],
+        depends=sorted(map(str, NATIVE.glob("*.h"))),
         include_dirs=[numpy.get_include(), str(NATIVE)],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=["-std=c11", "-Wall", *(SANITIZED if DEBUG else OPTIMISED)],

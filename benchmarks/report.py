@@ -38,3 +38,11 @@ def emit(figure: str, value: float, unit: str, correct: bool, **extra: float | s
     )
     verdict = "" if correct else "  WRONG RESULT"
     print(f"{figure:32} {value:>14,.4g} {unit:6} {more}{verdict}", flush=True)
+
+
+def skip(figure: str, reason: str) -> None:
+    """Say why there is no such figure."""
+    if _as_json:
+        print(json.dumps({"figure": figure, "skipped": reason}), flush=True)
+    else:
+        print(f"{figure:32} skipped: {reason}", flush=True)

@@ -16,7 +16,8 @@ from gputel.broker import Delivery
 from gputel.catalog import BY_NAME, SET_OF, Metric
 from gputel.errors import NotFound
 from gputel.inventory import Gpu
-from gputel.store.query import GpuRow, Latest, NodeRow, Series, TelemetryPage
+from gputel.store.latest import Latest
+from gputel.store.query import GpuRow, NodeRow, Series, TelemetryPage
 
 
 @dataclass
@@ -87,12 +88,14 @@ class MemoryQuery:
             )
         return TelemetryPage(tuple(series), None)
 
-    async def latest(self, metrics: Sequence[Metric]) -> list[Latest]:
+    async def latest(
+        self, metrics: Sequence[Metric], gpu_ids: Sequence[int] | None = None
+    ) -> list[Latest]:
         self._check()
         return [
             Latest(gpu_id, BY_NAME[name], *points[-1])
             for (gpu_id, name), points in self.history.items()
-            if BY_NAME[name] in metrics
+            if BY_NAME[name] in metrics and (gpu_ids is None or gpu_id in gpu_ids)
         ]
 
     async def nodes(self) -> list[NodeRow]:

@@ -17,7 +17,7 @@ from gputel import wire
 from gputel.batch import DTYPES, Batch
 from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.inventory import Gpu
-from gputel.kernels import Columns, CopyField, Ring, copy_binary, row_dtype
+from gputel.kernels import Columns, CopyStream, Ring, minute_statistics, row_dtype
 
 FAST = SET_BY_CADENCE[Cadence.FAST]
 GPUS = 8
@@ -151,20 +151,35 @@ def test_chunk_header(benchmark: Any) -> None:
     assert (header.samples, header.t0_ns) == (600, T0)
 
 
-def test_copy_binary(benchmark: Any) -> None:
-    rows = 2000
+@pytest.mark.parametrize("rows", [10, 2000])
+def test_copy_stream(benchmark: Any, rows: int) -> None:
     batch = batch_of(rows)
-    holes = np.arange(rows) % 7 != 0
-    fields = [CopyField("int8", 42), CopyField("timestamptz_ns", batch.time_ns)]
-    for metric, column in zip(FAST.metrics, batch.columns, strict=True):
-        kind: Any = "float8" if metric.storage.value == "d" else "int8"
-        fields.append(CopyField(kind, column, holes))
+    valid = np.tile(
+        np.packbits(np.arange(rows) % 7 != 0, bitorder="little"), (len(FAST.metrics), 1)
+    )
+    types: Any = ["int8", "timestamptz_ns"]
+    types += ["float8" if metric.storage.value == "d" else "int8" for metric in FAST.metrics]
     calibrated(benchmark, "memory", rows * len(FAST.metrics), "values")
-    stream = benchmark(copy_binary, rows, fields)
-    nulls = int((~holes).sum()) * len(FAST.metrics)
-    assert len(stream) == 19 + rows * (2 + 12 * len(fields)) - 8 * nulls + 2
+
+    def write() -> memoryview:
+        stream = CopyStream(types)
+        stream.append(rows, (42, batch.time_ns, *batch.columns), valid)
+        return stream.finish()
+
+    stream = benchmark(write)
+    nulls = int((np.arange(rows) % 7 == 0).sum()) * len(FAST.metrics)
+    assert len(stream) == 19 + rows * (2 + 12 * len(types)) - 8 * nulls + 2
     last = struct.unpack(">q", stream[-10:-2])[0]
     assert last == int(batch.columns[-1][-1])
+
+
+@pytest.mark.parametrize("rows", [60, 600])
+def test_minute_statistics(benchmark: Any, rows: int) -> None:
+    batch = batch_of(rows)
+    calibrated(benchmark, "memory", rows * len(FAST.metrics), "values")
+    found = benchmark(minute_statistics, batch.time_ns, batch.columns, batch.valid)
+    assert found.n.sum() == rows * len(FAST.metrics)
+    assert found.max.max(axis=0).tolist() == [float(column.max()) for column in batch.columns]
 
 
 def frame() -> wire.Frame:

@@ -1,8 +1,8 @@
 """The only door to the kernels.
 
-    ring, columns    native (gputel._native), or the readable twins (gputel._reference)
-                     where GPUTEL_KERNELS=reference asks for them
-    codec, pgcopy    readable Python
+    ring, columns, codec, minutes, pgcopy    native (gputel._native), or the readable twins
+                                             (gputel._reference) where
+                                             GPUTEL_KERNELS=reference asks for them
 
 A native module that is missing is an ImportError, never a silent slow path. The variable is
 read here and not in `gputel.config`, because it decides what this module consists of.
@@ -13,24 +13,24 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gputel._reference.codec import (
-    ChunkHeader,
-    DecodedChunk,
-    decode_chunk,
-    encode_chunk,
-    read_chunk_header,
-)
-from gputel._reference.pgcopy import CopyField, copy_binary
-from gputel.rows import Sealed, WhenFull, row_dtype
+from gputel._reference.pgcopy import FieldType
+from gputel.chunks import ChunkHeader, DecodedChunk
+from gputel.rows import MinuteStatistics, Sealed, WhenFull, row_dtype
 
 NATIVE = os.environ.get("GPUTEL_KERNELS") != "reference"
 
 if TYPE_CHECKING:
+    from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._native.columns import Columns
+    from gputel._native.minutes import minute_statistics
+    from gputel._native.pgcopy import CopyStream
     from gputel._native.ring import Ring
 elif NATIVE:
     try:
+        from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
         from gputel._native.columns import Columns
+        from gputel._native.minutes import minute_statistics
+        from gputel._native.pgcopy import CopyStream
         from gputel._native.ring import Ring
     except ImportError as error:
         raise ImportError(
@@ -39,21 +39,26 @@ elif NATIVE:
             "GPUTEL_KERNELS=reference to run on the slow readable ones"
         ) from error
 else:
+    from gputel._reference.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._reference.columns import Columns
+    from gputel._reference.minutes import minute_statistics
+    from gputel._reference.pgcopy import CopyStream
     from gputel._reference.ring import Ring
 
 __all__ = [
     "NATIVE",
     "ChunkHeader",
     "Columns",
-    "CopyField",
+    "CopyStream",
     "DecodedChunk",
+    "FieldType",
+    "MinuteStatistics",
     "Ring",
     "Sealed",
     "WhenFull",
-    "copy_binary",
     "decode_chunk",
     "encode_chunk",
+    "minute_statistics",
     "read_chunk_header",
     "row_dtype",
 ]

@@ -56,6 +56,23 @@ class Sealed(NamedTuple):
     lateness_us: npt.NDArray[np.uint32]
 
 
+class MinuteStatistics(NamedTuple):
+    """What k minutes of samples come to; the receiver owns the arrays.
+
+    minute_ns      int64[k], their beginnings, ascending
+    columns        the c indices of the columns that have a value, ascending
+    n              int64[k, c], how many values
+    min, max, sum  float64[k, c]; where n is 0: NaN, -infinity and 0
+    """
+
+    minute_ns: npt.NDArray[np.int64]
+    columns: tuple[int, ...]
+    n: npt.NDArray[np.int64]
+    min: npt.NDArray[np.float64]
+    max: npt.NDArray[np.float64]
+    sum: npt.NDArray[np.float64]
+
+
 def row_dtype(storages: str) -> np.dtype[np.void]:
     """The structured dtype of a row; its cells are the fields `c0`, `c1`, ...
 

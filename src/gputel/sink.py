@@ -24,14 +24,13 @@ from gputel.store.claim import Claim, ClaimLost, Claims
 from gputel.store.frames import Message
 from gputel.store.ingest import Committed, Ingest
 from gputel.store.maintain import Maintainer
-from gputel.store.settings import StoreSettings
+from gputel.store.settings import SINK_GROUP, StoreSettings
 
 if TYPE_CHECKING:
     from gputel.store import Store
 
 log = logging.getLogger(__name__)
 
-GROUP: Final = "store"
 BATCH_BYTES_MAX: Final = 8 * limits.MIB
 RETRY_FIRST_S: Final = 0.1
 RETRY_LAST_S: Final = 2.0
@@ -82,7 +81,7 @@ class Sink:
         self.problem: str | None = None
         self._workers: list[_Worker] = []
         self.observe_commit_s = telemetry.histogram(
-            "gputel_sink_commit_seconds", "Time of one transaction"
+            "gputel_sink_commit_seconds", "Time to commit one batch"
         )
         self.observe_delay_s = telemetry.histogram(
             "gputel_sink_delay_seconds", "Time from sealing a frame to its commit"
@@ -102,8 +101,10 @@ class Sink:
                 maintenance.cancel()
 
     def committed(self, done: Committed, seconds: float) -> None:
-        """Account for one commit."""
-        self.commits += 1
+        """Account for the transactions of one batch."""
+        if not done.transactions:
+            return
+        self.commits += done.transactions
         self.observe_commit_s(seconds)
         now_ns = self.clock.time_ns()
         for sealed_at_ns in done.sealed_at_ns:
@@ -184,7 +185,7 @@ class _Worker:
         sink = self._sink
         consumer = sink.broker.consumer(
             sink.topic,
-            group=GROUP,
+            group=SINK_GROUP,
             ack_timeout_s=sink.settings.ack_timeout_seconds,
             messages=sink.settings.max_in_flight,
             start_at=StartAt.EARLIEST,
@@ -317,7 +318,10 @@ class _Worker:
         self._sink.missing += new[-1].offset + 1 - claim.next_offset - len(new)
         messages = [Message(d.offset, d.producer, d.epoch, d.sequence, d.payload) for d in new]
         started_ns = self._sink.clock.monotonic_ns()
-        done = await self._sink.ingest.commit(claim, messages)
-        elapsed_s = (self._sink.clock.monotonic_ns() - started_ns) / NS_PER_S
+        done = Committed()
+        try:
+            await self._sink.ingest.commit(claim, messages, done)
+        finally:
+            elapsed_s = (self._sink.clock.monotonic_ns() - started_ns) / NS_PER_S
+            self._sink.committed(done, elapsed_s)
         self._sink.database_is(None)
-        self._sink.committed(done, elapsed_s)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import asyncpg
 import numpy as np
 import pytest
 
+from gputel import limits
 from gputel.catalog import BY_NAME, METRICS, SET_BY_CADENCE, Cadence, Metric
 from gputel.clock import SYSTEM_CLOCK
-from gputel.errors import NotFound, QueryInvalid
+from gputel.errors import DatabaseUnavailable, NotFound, QueryInvalid
 from gputel.inventory import Event, EventKind
 from gputel.store import Store
+from gputel.store import ingest as ingest_module
 from gputel.store.claim import Claim, ClaimLost, Claims
 from gputel.store.frames import Message
-from gputel.store.ingest import Ingest
+from gputel.store.ingest import Committed, Ingest
 from gputel.store.query import GpuRow, Query
 from gputel.store.settings import StoreSettings
 
@@ -110,7 +113,7 @@ async def test_chunks_stay_as_they_are(
     assert (done.rows, done.chunks) == (80, 2)
     async with store.session() as session:
         payloads = [row[0] for row in await session.fetch("SELECT payload FROM sample_chunk")]
-        total = await session.fetchval("SELECT sum(n) FROM rollup_1m")
+        total = await session.fetchval("SELECT sum(each) FROM rollup_1m, unnest(n) AS each")
         view = await session.fetchrow(
             "SELECT sum(n) AS n, max(max) AS max FROM gpu_minute WHERE metric = 'power_watts'"
         )
@@ -214,6 +217,60 @@ async def test_poison_goes_to_dead_letter_and_the_rest_is_stored(
     row = await Query(store).gpu(producer.gpu(0).uuid)
     found = await read_all(Query(store), row, times(100, 1)[0], START_NS * 2, list(FAST), 1000)
     assert any(found.values())
+
+
+async def test_what_is_decoded_at_a_time_is_bounded(
+    store: Store, claim: Claim, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest_module, "TRANSACTION_CELLS", 3 * len(FAST) * producer.gpus)
+    ingest = Ingest(store, StoreSettings())
+    done = await ingest.commit(claim, [producer.publish(times(i, 1)) for i in range(8)])
+    assert (done.transactions, done.frames) == (3, 8)
+    # An error in a later transaction does not hide the earlier ones.
+    await claim_moved(store, claim, after=3)
+    messages = [producer.publish(times(i, 1)) for i in range(8, 14)]
+    done = Committed()
+    with pytest.raises(ClaimLost):
+        await ingest.commit(claim, messages, done)
+    assert (done.transactions, done.frames, claim.next_offset) == (1, 3, 11)
+
+
+async def claim_moved(store: Store, claim: Claim, after: int) -> None:
+    """Take the claim away as soon as the offset has moved `after` further."""
+    async with store.session() as session:
+        await session.execute(
+            "CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "NEW.owner_epoch := NEW.owner_epoch + 1; RETURN NEW; END $$;"
+            "CREATE TRIGGER move BEFORE UPDATE ON sink_offset FOR EACH ROW "
+            f"WHEN (NEW.next_offset = {claim.next_offset + after}) EXECUTE FUNCTION move()"
+        )
+
+
+async def test_a_frame_that_swells_is_poison(
+    store: Store, ingest: Ingest, claim: Claim, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FRAME_CELLS_MAX", 2 * 50 * len(FAST) - 1)
+    done = await ingest.commit(claim, [producer.publish(times(0, 50))])
+    assert (done.frames, done.dead_letters) == (0, 1)
+    async with store.session() as session:
+        reason = await session.fetchval("SELECT reason FROM dead_letter")
+    assert "when decoded" in reason
+
+
+async def test_an_internal_error_of_the_server_is_no_fault_of_the_data(
+    store: Store, ingest: Ingest, claim: Claim, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = producer.publish(times(0, 1))
+
+    async def fail(*_: object, **__: object) -> None:
+        raise asyncpg.DataCorruptedError("invalid page in block 7 of relation base/1/2")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncpg.Connection, "copy_to_table", fail)
+        with pytest.raises(DatabaseUnavailable, match=r"invalid page.*server's log"):
+            await ingest.commit(claim, [message])
+    await ingest.commit(claim, [message])
+    await check(store, producer)
 
 
 def _damage(payload: bytes) -> bytes:

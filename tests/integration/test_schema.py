@@ -52,6 +52,50 @@ async def test_a_new_metric_becomes_a_column(store: Store) -> None:
     assert "power_watts" in await columns_of(store, "gpu_latest")
 
 
+async def test_minutes_stored_a_row_a_metric_become_arrays(store: Store) -> None:
+    _, _, first = schema.migrations()[0]
+    day = "2025-10-09 00:00+00", "2025-10-10 00:00+00"
+    one, two, slow = METRIC_SETS[0].metrics[0], METRIC_SETS[0].metrics[2], METRIC_SETS[2].metrics[0]
+    async with store.session() as session:
+        await session.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        await session.execute(first)
+        await session.execute(
+            "CREATE TABLE schema_migration (number integer PRIMARY KEY, name text NOT NULL, "
+            "applied_at timestamptz NOT NULL DEFAULT now());"
+            "INSERT INTO schema_migration (number, name) VALUES (1, 'tables');"
+            "CREATE VIEW gpu_minute AS SELECT * FROM rollup_1m;"
+            f"CREATE TABLE rollup_1m_p202510090000 PARTITION OF rollup_1m "
+            f"FOR VALUES FROM ('{day[0]}') TO ('{day[1]}');"
+            "INSERT INTO store_partition (name, parent, lower, upper) VALUES "
+            f"('rollup_1m_p202510090000', 'rollup_1m', '{day[0]}', '{day[1]}');"
+            "INSERT INTO gpu (uuid, node, gpu_index, first_seen, last_seen) VALUES "
+            f"('GPU-x', 'n', 0, '{day[0]}', '{day[0]}');"
+        )
+        for metric, metric_set in ((one, 1), (two, 1), (slow, 3)):
+            await session.execute(
+                "INSERT INTO metric VALUES ($1, $2, $3, '', '', '')",
+                metric.id,
+                metric.name,
+                metric_set,
+            )
+            await session.execute(
+                f"INSERT INTO rollup_1m VALUES (1, {metric.id}, '{day[0]}', {metric.id}, "
+                "-0.5, 'NaN', 2.5)"
+            )
+    await store.migrate(StoreSettings())
+    async with store.session() as session:
+        assert await session.fetchval("SELECT count(*) FROM rollup_1m") == 2
+        found = await session.fetch("SELECT metric, n, min, max, sum FROM gpu_minute ORDER BY n")
+        ids = await session.fetchval("SELECT metric_ids FROM gpu")
+        indexed = await session.fetchval(
+            "SELECT count(*) FROM pg_indexes WHERE tablename = 'rollup_1m_p202510090000'"
+        )
+    expected = [(m.name, m.id, -0.5, "nan", 2.5) for m in (one, two, slow)]
+    assert [(r[0], r[1], r[2], str(r[3]), r[4]) for r in found] == expected
+    assert ids == [one.id, two.id, slow.id]
+    assert indexed == 1
+
+
 async def test_a_newer_schema_is_refused(store: Store) -> None:
     async with store.session() as session:
         await session.execute("INSERT INTO schema_migration (number, name) VALUES (999, 'later')")

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
 from gputel import broker as broker_package
@@ -221,3 +222,37 @@ async def test_a_database_that_goes_away_is_waited_for(
     await running.end()
     await check(store, producers)
     await store.close()
+
+
+async def test_a_full_disk_is_reported_and_waited_out(
+    store: Store,
+    client: BrokerClient,
+    producers: list[Producer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy_to_table = asyncpg.Connection.copy_to_table
+    full = True
+
+    async def copy(self: Any, table: str, **options: Any) -> str:
+        if full:
+            raise asyncpg.DiskFullError('could not extend file "base/1": No space left on device')
+        return await copy_to_table(self, table, **options)
+
+    monkeypatch.setattr(asyncpg.Connection, "copy_to_table", copy)
+    running = Running(store, client)
+    for producer in producers:
+        await publish(client, producer, 0, 4)
+
+    async def reported() -> bool:
+        problem = running.health.readiness()["database"] or ""
+        return "disk is full" in problem and "make room" in problem
+
+    await until(reported)
+    async with store.session() as session:
+        assert await session.fetchval("SELECT sum(next_offset) FROM sink_offset") == 0
+    full = False
+    await stored(store, 20)
+    assert running.health.readiness()["database"] is None
+    assert running.sink.done.dead_letters == 0
+    await running.end()
+    await check(store, producers)

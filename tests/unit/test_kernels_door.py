@@ -37,9 +37,11 @@ def test_a_missing_native_module_is_an_error_with_the_command_that_builds_it() -
 )
 def test_the_variable_chooses_the_twins(environment: dict[str, str], module: str) -> None:
     finished = python(
-        "from gputel import kernels as k; print(k.Ring.__module__, k.Columns.__module__, k.NATIVE)",
+        "from gputel import kernels as k; "
+        "print(k.Ring.__module__, k.Columns.__module__, k.encode_chunk.__module__, k.NATIVE)",
         **environment,
     )
     assert finished.returncode == 0, finished.stderr
     native = module == "gputel._native"
-    assert finished.stdout.split() == [f"{module}.ring", f"{module}.columns", str(native)]
+    kernels = [f"{module}.{name}" for name in ("ring", "columns", "codec")]
+    assert finished.stdout.split() == [*kernels, str(native)]

@@ -1,22 +1,37 @@
-"""The COPY stream, taken apart by an independent reader after PostgreSQL's documentation."""
+"""The COPY stream of both kernels, taken apart by an independent reader after PostgreSQL's
+documentation."""
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gputel.kernels import CopyField, copy_binary
+import gputel._native.pgcopy
+import gputel._reference.pgcopy
+
+if TYPE_CHECKING:
+    from gputel.kernels import FieldType
 
 Row = list[bytes | None]
 
 
-def rows_of(stream: bytes) -> list[Row]:
+@pytest.fixture(
+    params=[gputel._native.pgcopy.CopyStream, gputel._reference.pgcopy.CopyStream],
+    ids=["native", "reference"],
+    scope="module",
+)
+def stream_of(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def rows_of(stream: bytes | memoryview) -> list[Row]:
     """The fields of every row; asserts that the frame around them is right."""
+    stream = bytes(stream)
     assert stream[:11] == b"PGCOPY\n\xff\r\n\x00"
     assert stream[11:19] == bytes(8), "no flags, no header extension"
     position = 19
@@ -37,8 +52,10 @@ def rows_of(stream: bytes) -> list[Row]:
         rows.append(row)
 
 
-def column_of(field: CopyField, rows: int) -> list[bytes | None]:
-    return [row[0] for row in rows_of(copy_binary(rows, [field]))]
+def column_of(stream_of: Any, kind: FieldType, values: Any, rows: int) -> list[bytes | None]:
+    stream = stream_of([kind])
+    stream.append(rows, [values])
+    return [row[0] for row in rows_of(stream.finish())]
 
 
 def numeric(payload: bytes) -> int:
@@ -53,30 +70,59 @@ def numeric(payload: bytes) -> int:
     return sum(digit * 10_000 ** (weight - i) for i, digit in enumerate(digits))
 
 
-def test_no_rows() -> None:
-    assert rows_of(copy_binary(0, [CopyField("int8", np.array([], np.int64))])) == []
+def array(payload: bytes, code: str, oid: int) -> list[Any]:
+    """The elements of a one-dimensional array without NULLs."""
+    ndim, nulls, element = struct.unpack_from(">iii", payload)
+    assert (nulls, element) == (0, oid)
+    if ndim == 0:
+        assert len(payload) == 12
+        return []
+    size, first = struct.unpack_from(">ii", payload, 12)
+    assert (ndim, first) == (1, 1)
+    width = struct.calcsize(f">{code}")
+    found = []
+    for i in range(size):
+        length, value = struct.unpack_from(f">i{code}", payload, 20 + i * (4 + width))
+        assert length == width
+        found.append(value)
+    assert len(payload) == 20 + size * (4 + width)
+    return found
+
+
+def test_no_rows(stream_of: Any) -> None:
+    stream = stream_of(["int8"])
+    assert rows_of(stream.finish()) == []
+    stream = stream_of(["int8", "text"])
+    stream.append(0, [np.array([], np.int64), []])
+    assert rows_of(stream.finish()) == []
 
 
 @pytest.mark.parametrize(
     ("kind", "code", "values"),
     [
         ("int2", "h", np.array([-(2**15), -1, 0, 2**15 - 1], np.int64)),
-        ("int4", "i", np.array([-(2**31), 2**31 - 1], np.int32)),
+        ("int4", "i", np.array([-(2**31), 2**31 - 1], np.int64)),
         ("int8", "q", np.array([-(2**63), -1, 2**63 - 1])),
-        ("int8", "q", np.array([0, 2**63 - 1], np.uint64)),
         ("float4", "f", np.array([1.5, -0.0, np.inf], np.float32)),
         ("float8", "d", np.array([0.1, -0.0, -np.inf, 5e-324])),
     ],
 )
-def test_numbers_are_in_network_order(kind: Any, code: str, values: Any) -> None:
-    payloads = column_of(CopyField(kind, values), len(values))
+def test_numbers_are_in_network_order(stream_of: Any, kind: Any, code: str, values: Any) -> None:
+    payloads = column_of(stream_of, kind, values, len(values))
     assert payloads == [struct.pack(f">{code}", value) for value in values.tolist()]
+    # As every second one, and backwards.
+    spread = np.repeat(values, 2)[::2]
+    assert column_of(stream_of, kind, spread[::-1], len(values)) == payloads[::-1]
 
 
-def test_a_nan_keeps_its_payload() -> None:
-    bits = np.array([0x7FF8_0000_0000_1234, 0xFFF8_0000_0000_0001], np.uint64)
-    assert column_of(CopyField("float8", bits.view(np.float64)), 2) == [
-        struct.pack(">Q", value) for value in bits.tolist()
+def test_a_nan_keeps_its_payload(stream_of: Any) -> None:
+    wide = np.array([0x7FF8_0000_0000_1234, 0xFFF8_0000_0000_0001], np.uint64)
+    assert column_of(stream_of, "float8", wide.view(np.float64), 2) == [
+        struct.pack(">Q", value) for value in wide.tolist()
+    ]
+    narrow = np.array([0x7FC0_0123, 0xFFC0_0001], np.uint32)
+    assert column_of(stream_of, "float4", narrow.view(np.float32), 2) == [
+        struct.pack(">I", value) for value in narrow.tolist()
     ]
 
 
@@ -88,39 +134,61 @@ def test_a_nan_keeps_its_payload() -> None:
         (946_684_799_999_999_999, -1),
         (0, -946_684_800_000_000),
         (-(2**63), -(2**63) // 1000 - 946_684_800_000_000),
+        (2**63 - 1, (2**63 - 1) // 1000 - 946_684_800_000_000),
     ],
 )
-def test_times_are_floored_to_microseconds_since_2000(time_ns: int, microseconds: int) -> None:
-    field = CopyField("timestamptz_ns", np.array([time_ns]))
-    assert column_of(field, 1) == [struct.pack(">q", microseconds)]
+def test_times_are_floored_to_microseconds_since_2000(
+    stream_of: Any, time_ns: int, microseconds: int
+) -> None:
+    expected = [struct.pack(">q", microseconds)]
+    assert column_of(stream_of, "timestamptz_ns", np.array([time_ns]), 1) == expected
+    assert column_of(stream_of, "timestamptz_ns", time_ns, 1) == expected
 
 
-@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 10**5), min_size=1))
-def test_numerics(values: list[int]) -> None:
-    payloads = column_of(CopyField("numeric_u64", np.array(values, np.uint64)), len(values))
+@given(values=st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 10**5), min_size=1))
+def test_numerics(stream_of: Any, values: list[int]) -> None:
+    payloads = column_of(stream_of, "numeric_u64", np.array(values, np.uint64), len(values))
     assert [numeric(payload or b"") for payload in payloads] == values
 
 
 @pytest.mark.parametrize("value", [0, 1, 9_999, 10_000, 10**8, 10**16, 2**64 - 1, 10_001])
-def test_numeric_edges(value: int) -> None:
-    (payload,) = column_of(CopyField("numeric_u64", np.array([value], np.uint64)), 1)
+def test_numeric_edges(stream_of: Any, value: int) -> None:
+    (payload,) = column_of(stream_of, "numeric_u64", value, 1)
     assert numeric(payload or b"") == value
 
 
-def test_scalars_are_repeated_and_text_is_utf8() -> None:
-    fields = [
-        CopyField("text", "Zürich"),
-        CopyField("bytea", b"\x00\xff"),
-        CopyField("int4", 7),
-        CopyField("float8", 0.5),
-        CopyField("text", ""),
+def test_one_value_stands_in_every_row_and_text_is_utf8(stream_of: Any) -> None:
+    stream = stream_of(["text", "bytea", "int4", "text", "numeric_u64"])
+    stream.append(3, ["Zürich", b"\x00\xff", 7, "", 20_001])
+    row = ["Zürich".encode(), b"\x00\xff", struct.pack(">i", 7), b""]
+    for found in rows_of(stream.finish()):
+        assert found[:4] == row
+        assert numeric(found[4] or b"") == 20_001
+
+
+def test_arrays(stream_of: Any) -> None:
+    stream = stream_of(["int2[]", "int4[]", "float8[]"])
+    ids = np.array([[3, -1], [3, -1]])
+    counts = np.array([[2**31 - 1, 0, 1], [4, 5, 6]])
+    sums = np.arange(8.0).reshape(4, 2).T[:, ::2]
+    stream.append(2, [ids, counts, sums])
+    stream.append(1, [ids[:1, :0], counts[1:], sums[:1]])
+    stream.append(2, [ids[0], counts[0], sums[0]])  # one for all rows
+    rows = [
+        [array(row[0], "h", 21), array(row[1], "i", 23), array(row[2], "d", 701)]
+        for row in rows_of(stream.finish())
+        if row[0] is not None and row[1] is not None and row[2] is not None
     ]
-    row = ["Zürich".encode(), b"\x00\xff", struct.pack(">i", 7), struct.pack(">d", 0.5), b""]
-    assert rows_of(copy_binary(3, fields)) == [row] * 3
+    assert rows == [
+        [[3, -1], [2**31 - 1, 0, 1], [0, 4]],
+        [[3, -1], [4, 5, 6], [1, 5]],
+        [[], [4, 5, 6], [0, 4]],
+        *[[[3, -1], [2**31 - 1, 0, 1], [0, 4]]] * 2,
+    ]
 
 
-@given(data=st.data(), rows=st.integers(1, 12))
-def test_any_mix_of_fields_and_nulls(data: st.DataObject, rows: int) -> None:
+@given(data=st.data(), blocks=st.lists(st.integers(0, 20), min_size=1, max_size=4))
+def test_any_mix_of_fields_and_nulls(stream_of: Any, data: st.DataObject, blocks: Any) -> None:
     makers: dict[Any, Any] = {
         "int8": lambda v: np.array(v, np.int64),
         "numeric_u64": lambda v: np.array(v, np.uint64),
@@ -134,50 +202,134 @@ def test_any_mix_of_fields_and_nulls(data: st.DataObject, rows: int) -> None:
         "bytea": bytes,
     }
     kinds = data.draw(st.lists(st.sampled_from(list(makers)), min_size=1, max_size=8))
-    fields, expected = [], []
-    for kind in kinds:
-        numbers = data.draw(st.lists(st.integers(0, 2**40), min_size=rows, max_size=rows))
-        valid = np.array(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows)))
-        values = makers[kind](numbers)
-        fields.append(CopyField(kind, values, valid))
-        listed = values.tolist() if isinstance(values, np.ndarray) else values
-        expected.append([v if ok else None for v, ok in zip(listed, valid, strict=True)])
-    found = rows_of(copy_binary(rows, fields))
+    nullable = data.draw(st.integers(0, len(kinds)))
+    stream = stream_of(kinds)
+    expected: list[list[Any]] = [[] for _ in kinds]
+    for rows in blocks:
+        values, masks = [], []
+        for j, kind in enumerate(kinds):
+            numbers = data.draw(st.lists(st.integers(0, 2**40), min_size=rows, max_size=rows))
+            mask = data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
+            values.append(makers[kind](numbers))
+            if j < len(kinds) - nullable:
+                mask = [True] * rows
+            else:
+                masks.append(np.packbits(np.array(mask, np.bool_), bitorder="little"))
+            listed = values[-1].tolist() if isinstance(values[-1], np.ndarray) else values[-1]
+            expected[j] += [v if ok else None for v, ok in zip(listed, mask, strict=True)]
+        valid = np.array(masks, np.uint8) if masks else None
+        stream.append(rows, values, valid)
+    size_bytes = stream.size_bytes
+    found = rows_of(stream.finish())
+    assert (stream.rows, stream.size_bytes) == (sum(blocks), size_bytes + 2)
     for j, kind in enumerate(kinds):
         column = [row[j] for row in found]
         assert [None if cell is None else readers[kind](cell) for cell in column] == expected[j]
 
 
-def test_what_a_null_hides_is_not_judged() -> None:
-    valid = np.array([True, False])
-    assert column_of(CopyField("int2", np.array([1, 10**9]), valid), 2) == [b"\0\1", None]
-    assert column_of(CopyField("numeric_u64", np.array([0, -5]), valid), 2) == [bytes(8), None]
+def test_what_a_null_hides_is_not_judged(stream_of: Any) -> None:
+    stream = stream_of(["int2", "text"])
+    values: list[Any] = [np.array([1, 10**9]), ["a", None]]
+    stream.append(2, values, np.array([[0b01], [0b01]], np.uint8))
+    assert rows_of(stream.finish()) == [[b"\0\1", b"a"], [None, None]]
 
 
-@pytest.mark.parametrize(
-    ("field", "error"),
-    [
-        (CopyField("int2", np.array([40_000, 0])), OverflowError),
-        (CopyField("int8", np.array([2**63, 0], np.uint64)), OverflowError),
-        (CopyField("numeric_u64", np.array([-1, 0])), OverflowError),
-        (CopyField("int4", np.array([1.0, 2.0])), TypeError),
-        (CopyField("numeric_u64", np.array([1.0, 2.0])), TypeError),
-        (CopyField("timestamptz_ns", np.array([1.0, 2.0])), TypeError),
-        (CopyField("text", [b"a", b"b"]), TypeError),
-        (CopyField("bytea", "a"), TypeError),
-        (CopyField("int4", "a"), TypeError),
-        (CopyField("text", ["a"]), ValueError),
-        (CopyField("int4", np.array([1, 2, 3])), ValueError),
-        (CopyField("int4", np.array([1, 2]), np.array([True])), ValueError),
-        (CopyField("int4", np.array([1, 2]), np.array([1, 1])), ValueError),
-    ],
-)
-def test_a_field_that_can_not_be_written_is_named(field: CopyField, error: type[Exception]) -> None:
-    with pytest.raises(error, match=rf"field 1 \({field.type}\)"):
-        copy_binary(2, [CopyField("int4", 1), field])
+def test_bitmaps_may_be_a_part_of_others(stream_of: Any) -> None:
+    whole = np.zeros((4, 6), np.uint8)
+    whole[::2, ::3] = [[0xFF, 0x01], [0x00, 0x01]]
+    stream = stream_of(["int2", "int2"])
+    stream.append(9, [1, 2], whole[::2, ::3])
+    one, two = b"\0\1", b"\0\2"
+    assert rows_of(stream.finish()) == [[one, None]] * 8 + [[one, two]]
 
 
-@pytest.mark.parametrize("count", [0, 1601])
-def test_the_number_of_fields_is_bounded(count: int) -> None:
-    with pytest.raises(ValueError, match="fields"):
-        copy_binary(1, [CopyField("int4", 1)] * count)
+BAD: list[tuple[Any, Any, Any]] = [
+    ("int2", np.array([40_000, 0]), OverflowError),
+    ("int2", np.array([0, -40_000]), OverflowError),
+    ("int2", 40_000, OverflowError),
+    ("int4", np.array([0, 2**31]), OverflowError),
+    ("int8", 2**63, OverflowError),
+    ("timestamptz_ns", -(2**63) - 1, OverflowError),
+    ("numeric_u64", -1, OverflowError),
+    ("numeric_u64", 2**64, OverflowError),
+    ("int2[]", np.array([[1], [40_000]]), OverflowError),
+    ("int8", np.array([2**63, 0], np.uint64), TypeError),
+    ("int8", np.array([1, 0], ">i8"), TypeError),
+    ("int8", np.array([1, 0], np.int32), TypeError),
+    ("numeric_u64", np.array([-1, 0]), TypeError),
+    ("int4", np.array([1.0, 2.0]), TypeError),
+    ("float4", np.array([1.0, 2.0]), TypeError),
+    ("float8", 1, TypeError),
+    ("float8", 1.0, TypeError),
+    ("int8", 1.0, TypeError),
+    ("int8", None, TypeError),
+    ("int8", [1, 2], TypeError),
+    ("int2[]", 1, TypeError),
+    ("int2[]", [1, 2], TypeError),
+    ("float8[]", np.array([[1], [2]]), TypeError),
+    ("text", np.array([1, 2]), TypeError),
+    ("text", [b"a", b"b"], TypeError),
+    ("text", ["a", None], TypeError),
+    ("text", ("a", "b"), TypeError),
+    ("bytea", "a", TypeError),
+    ("int4", "a", TypeError),
+    ("text", ["a"], ValueError),
+    ("int4", np.array([1, 2, 3]), ValueError),
+    ("int4", np.array([[1, 2], [1, 2]]), ValueError),
+    ("float8[]", np.ones((2, 1, 1)), ValueError),
+    ("float8[]", np.ones((1, 2)), ValueError),
+    ("bytea", bytes(2**30), ValueError),
+]
+
+
+@pytest.mark.parametrize(("kind", "values", "error"), BAD)
+def test_what_can_not_be_written_is_named_and_leaves_nothing(
+    stream_of: Any, kind: Any, values: Any, error: type[Exception]
+) -> None:
+    stream = stream_of(["int4", kind])
+    good: Any = {"text": "x", "bytea": b"y", "float4": np.ones(1, np.float32)}.get(kind, 1)
+    if kind == "float8":
+        good = np.ones(1)
+    if kind.endswith("[]"):
+        good = np.ones((1, 1), np.float64 if kind == "float8[]" else np.int64)
+    stream.append(1, [1, good])
+    before = stream.rows, stream.size_bytes
+    with pytest.raises(error) as raised:
+        stream.append(2, [1, values])
+    assert f"field 1 ({kind})" in str(raised.value)
+    assert (stream.rows, stream.size_bytes) == before
+    stream.append(1, [1, good])
+    first, second = rows_of(stream.finish())
+    assert first == second
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (1,), (1, 1, 1)])
+def test_bitmaps_of_another_shape_are_refused(stream_of: Any, shape: Any) -> None:
+    stream = stream_of(["int4"])
+    with pytest.raises(ValueError, match="valid is uint8"):
+        stream.append(3, [1], np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="valid is int64"):
+        stream.append(3, [1], np.zeros((1, 1), np.int64))
+
+
+def test_a_stream_is_finished_once(stream_of: Any) -> None:
+    stream = stream_of(["int4"])
+    stream.append(1, [5])
+    whole = bytes(stream.finish())
+    assert bytes(stream.finish()) == whole
+    assert stream.finish().readonly
+    with pytest.raises(ValueError, match="finished"):
+        stream.append(1, [5])
+
+
+def test_fields_are_checked(stream_of: Any) -> None:
+    for count in (0, 1601):
+        with pytest.raises(ValueError, match=f"{count} fields"):
+            stream_of(["int4"] * count)
+    with pytest.raises(ValueError, match="unknown type 'int16'"):
+        stream_of(["int4", "int16"])
+    stream = stream_of(["int4", "int4"])
+    with pytest.raises(ValueError, match="1 columns for 2 fields"):
+        stream.append(1, [1])
+    with pytest.raises(ValueError, match="-1 rows"):
+        stream.append(-1, [1, 1])

@@ -5,9 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from gputel.errors import ChunkCorrupt
 
 U64 = 2**64 - 1
@@ -42,45 +39,37 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
+def packed_bytes(count: int, width: int) -> int:
+    """How long `count` packed numbers of `width` bits are."""
+    return (count * width + 7) // 8
+
+
+def width_of(numbers: Sequence[int]) -> int:
+    """The bits that each of some unsigned numbers fits in; 0 for none."""
+    return max(numbers, default=0).bit_length()
+
+
 def pack(numbers: Sequence[int], width: int) -> bytes:
     """u64 numbers in `width` bits each, LSB first, without gaps; padded with zero bits."""
-    total = 0
-    for i, number in enumerate(numbers):
-        total |= number << (i * width)
-    return total.to_bytes((len(numbers) * width + 7) // 8, "little")
-
-
-def pack_array(numbers: npt.NDArray[np.uint64], width: int) -> bytes:
-    """`pack`, for many numbers."""
-    as_bytes = numbers.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)
-    if width % 8 == 0:
-        return as_bytes[:, : width // 8].tobytes()
-    bits = np.unpackbits(as_bytes, axis=1, count=width, bitorder="little")
-    return np.packbits(bits, bitorder="little").tobytes()
+    out = bytearray()
+    for start in range(0, len(numbers), 8):  # eight of them are whole bytes
+        eight = numbers[start : start + 8]
+        total = sum(number << (i * width) for i, number in enumerate(eight))
+        out += total.to_bytes(packed_bytes(len(eight), width), "little")
+    return bytes(out)
 
 
 def unpack(packed: bytes, count: int, width: int) -> list[int]:
     """The inverse of `pack`. ChunkCorrupt: padding bits that are not zero."""
-    total = int.from_bytes(packed, "little")
-    if total >> (count * width):
-        raise ChunkCorrupt("packed numbers: padding bits are set")
+    numbers: list[int] = []
     mask = (1 << width) - 1
-    return [(total >> (i * width)) & mask for i in range(count)]
-
-
-def unpack_array(packed: bytes, count: int, width: int) -> npt.NDArray[np.uint64]:
-    """`unpack`, for many numbers."""
-    out = np.zeros((count, 8), np.uint8)
-    flat = np.frombuffer(packed, np.uint8)
-    if width % 8 == 0:
-        out[:, : width // 8] = flat.reshape(count, width // 8)
-    else:
-        bits = np.unpackbits(flat, bitorder="little")
-        if bits[count * width :].any():
+    for start in range(0, count, 8):
+        eight = min(count - start, 8)
+        total = int.from_bytes(packed[start // 8 * width :][: packed_bytes(eight, width)], "little")
+        if total >> (eight * width):
             raise ChunkCorrupt("packed numbers: padding bits are set")
-        low = np.packbits(bits[: count * width].reshape(count, width), axis=1, bitorder="little")
-        out[:, : low.shape[1]] = low
-    return out.view("<u8").reshape(count)
+        numbers += [(total >> (i * width)) & mask for i in range(eight)]
+    return numbers
 
 
 class Cursor:

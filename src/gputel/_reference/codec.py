@@ -1,8 +1,8 @@
-"""Chunk format, version 1: n samples of one GPU and one metric set, lossless.
+"""Chunk format, version 2: n samples of one GPU and one metric set, lossless.
 
     +------+---------+-------------------------------------------------------------+
     |  2   | "GC"    | magic                                                       |
-    |  1   | 0x01    | version                                                     |
+    |  1   | 0x02    | version; 0x01 is read too                                   |
     |  v   | set     | id of the metric set, u16                                   |
     |  v   | n       | samples, 1 to 65,536                                        |
     |  8   | t0      | earliest time, i64 little-endian, ns since the epoch        |
@@ -18,26 +18,27 @@
     |  4   | CRC32C  | of everything before, little-endian                         |
     +------+---------+-------------------------------------------------------------+
 
-v is a varint, z a zigzag varint (bits.py); a series is drawn in series.py. The id "before
-the first run" is 0. A column without any value is not in the chunk. A column:
+v is a varint, z a zigzag varint (bits.py); a series is drawn in series.py and its link in
+links.py. The id "before the first run" is 0. A column without any value is not in the chunk.
+A column:
 
     tag      bits 0-1  storage: 0 f32, 1 f64, 2 i64, 3 u64
              bit  2    a bitmap follows: ceil(n/8) bytes, bit i (LSB first) = row i has a value
              bits 3-4  values: 0 series, 1 decimal, 2 same, 3 raw
              bits 5-7  zero
     values   m of them, only those of rows that have one
-             series   (i64, u64) an integer series
+             series   an integer series: the i64 or u64, or the bits of f64 or f32 as integers
              decimal  (f32, f64) k (a byte, 0 to 9), then the series of u: v = u / 10**k,
                       divided as f64, then rounded to f32 for that storage
              same     (f32, f64) one value's 4 or 8 bytes: all m have these bits
              raw      (f32, f64) m values of 4 or 8 bytes
 
-Raw numbers are little-endian. docs/reference/chunk-format.md has the same with an example.
+Raw numbers are little-endian. Version 1 has no blocks, no links and no series of floats' bits.
+docs/reference/chunk-format.md has the same with an example.
 """
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,51 +48,30 @@ import numpy as np
 import numpy.typing as npt
 
 from gputel import limits
-from gputel._reference import series
-from gputel._reference.bits import Cursor, varint, zigzag
+from gputel._reference import floats, links, series
+from gputel._reference.bits import U64, Cursor, signed, varint, zigzag
+from gputel.chunks import (
+    METRIC_ID_MAX,
+    SET_ID_MAX,
+    STORAGE_DTYPES,
+    Array,
+    Bits,
+    ChunkHeader,
+    DecodedChunk,
+    check_chunk_arguments,
+)
 from gputel.errors import ChunkCorrupt
-from gputel.rows import check_storages
 
-MAGIC = b"GC\x01"
+MAGIC = b"GC"
+VERSION = 2  # what is written
+PREAMBLE_BYTES = 3  # magic and version
 CRC_BYTES = 4
-METRIC_ID_MAX = 2**16 - 1
-SET_ID_MAX = 2**16 - 1
-DECIMALS_MAX = 9
-DECIMAL_INTEGER_MAX = 2**53  # every integer up to here is a f64
 
 _STORAGES = "fdqQ"
-_DTYPES = {
-    storage: np.dtype(f"<{code}")
-    for storage, code in zip(_STORAGES, ("f4", "f8", "i8", "u8"), strict=True)
-}
 _PARTIAL = 0x04
 _SERIES, _DECIMAL, _SAME, _RAW = (mode << 3 for mode in range(4))
 
-Array = npt.NDArray[np.generic]
-Bits = npt.NDArray[np.uint8]
-
-
-class ChunkHeader(NamedTuple):
-    """What a chunk says of itself before its values."""
-
-    set_id: int
-    samples: int
-    t0_ns: int  # earliest
-    t1_ns: int  # latest
-    first_sequence: int  # of the first row
-    metric_ids: tuple[int, ...]
-
-
-class DecodedChunk(NamedTuple):
-    """A chunk's columns; arrays as in `gputel.batch.Batch`, only the columns it contains."""
-
-    set_id: int
-    metric_ids: tuple[int, ...]
-    storages: str
-    time_ns: npt.NDArray[np.int64]
-    sequence: npt.NDArray[np.int64]
-    columns: tuple[Array, ...]
-    valid: Bits
+Integers = Sequence[int]
 
 
 def encode_chunk(
@@ -107,86 +87,36 @@ def encode_chunk(
 
     Columns without a value are left out. ValueError: arguments that contradict one another.
     """
+    check_chunk_arguments(set_id, metric_ids, storages, time_ns, sequence, columns, valid)
     n = len(time_ns)
-    _check_arguments(set_id, metric_ids, storages, n, sequence, columns, valid)
-    counts = _valid_counts(valid, n)
-    present = [j for j, count in enumerate(counts) if count]
-    t0, t1 = int(time_ns.min()), int(time_ns.max())
-    first = int(sequence[0])
-    parts = [MAGIC, varint(set_id), varint(n), struct.pack("<q", t0), varint(t1 - t0)]
-    parts.append(varint(zigzag(first)))
+    masks = [_mask(bits, n) for bits in valid]
+    present = [j for j, mask in enumerate(masks) if mask.any()]
+    times: list[int] = time_ns.tolist()
+    sequences: list[int] = sequence.tolist()
+    t0, first = min(times), sequences[0]
+    parts = [MAGIC, bytes((VERSION,)), varint(set_id), varint(n), struct.pack("<q", t0)]
+    parts += [varint(max(times) - t0), varint(zigzag(first))]
     parts.append(_encode_ids([metric_ids[j] for j in present]))
     if n > 1:
-        parts.append(series.encode(_minus(time_ns, t0)))
-        parts.append(series.encode(_minus(sequence, first)))
+        parts.append(series.encode([signed(time - t0) for time in times]))
+        parts.append(series.encode([signed(number - first) for number in sequences]))
+    integers: list[Integers | None] = []
     for j in present:
-        dense = columns[j]
-        partial = counts[j] < n
-        if partial:
-            dense = dense[_mask(valid[j], n)]
-        mode, values = _encode_values(storages[j], dense)
-        tag = _STORAGES.index(storages[j]) | mode | (_PARTIAL if partial else 0)
+        mask = masks[j]
+        partial = not mask.all()
+        column = _encode_values(storages[j], columns[j][mask], integers)
+        integers.append(column.integers)
+        tag = _STORAGES.index(storages[j]) | column.mode | (_PARTIAL if partial else 0)
         parts.append(bytes((tag,)))
         if partial:
-            parts.append(_bitmap(valid[j], n))
-        parts.append(values)
+            parts.append(np.packbits(mask, bitorder="little").tobytes())
+        parts.append(column.encoded)
     body = b"".join(parts)
     return body + struct.pack("<I", google_crc32c.value(body))
 
 
-def _check_arguments(
-    set_id: int,
-    metric_ids: Sequence[int],
-    storages: str,
-    n: int,
-    sequence: npt.NDArray[np.int64],
-    columns: Sequence[Array],
-    valid: Bits,
-) -> None:
-    check_storages(storages)
-    if not 1 <= n <= limits.CHUNK_SAMPLES_MAX:
-        raise ValueError(f"{n} samples; a chunk holds 1 to {limits.CHUNK_SAMPLES_MAX}")
-    if not 0 <= set_id <= SET_ID_MAX:
-        raise ValueError(f"set id {set_id} is outside 0 to {SET_ID_MAX}")
-    if not len(metric_ids) == len(columns) == len(storages):
-        raise ValueError(f"{len(metric_ids)} ids, {len(columns)} columns, storages {storages!r}")
-    if len(set(metric_ids)) != len(metric_ids):
-        raise ValueError("a metric id occurs twice")
-    if not all(0 < metric_id <= METRIC_ID_MAX for metric_id in metric_ids):
-        raise ValueError(f"a metric id is outside 1 to {METRIC_ID_MAX}")
-    if len(sequence) != n or valid.shape != (len(columns), (n + 7) // 8):
-        raise ValueError(f"{n} times, {len(sequence)} sequences, valid of shape {valid.shape}")
-    for j, (storage, column) in enumerate(zip(storages, columns, strict=True)):
-        if column.shape != (n,) or column.dtype != _DTYPES[storage]:
-            raise ValueError(f"column {j} is {column.dtype}{column.shape}, not {storage}[{n}]")
-
-
-def _minus(values: npt.NDArray[np.int64], origin: int) -> npt.NDArray[np.int64]:
-    """values - origin, modulo 2**64."""
-    difference: npt.NDArray[np.int64] = values - np.int64(origin)
-    return difference
-
-
-def _valid_counts(valid: Bits, n: int) -> list[int]:
-    if n <= 8:  # one byte a column
-        return [(bits & ((1 << n) - 1)).bit_count() for bits in valid[:, 0].tolist()]
-    used = valid
-    if n % 8:
-        used = valid.copy()
-        used[:, -1] &= (1 << n % 8) - 1
-    counts: list[int] = np.bitwise_count(used).sum(axis=1, dtype=np.int64).tolist()
-    return counts
-
-
 def _mask(bits: Bits, n: int) -> npt.NDArray[np.bool_]:
     return np.unpackbits(bits, count=n, bitorder="little").astype(np.bool_)
-
-
-def _bitmap(bits: Bits, n: int) -> bytes:
-    bitmap = bytearray(bits.tobytes())
-    if n % 8:
-        bitmap[-1] &= (1 << n % 8) - 1
-    return bytes(bitmap)
 
 
 def _encode_ids(ids: Sequence[int]) -> bytes:
@@ -201,90 +131,84 @@ def _encode_ids(ids: Sequence[int]) -> bytes:
     return varint(len(runs)) + b"".join(varint(zigzag(gap)) + varint(size) for gap, size in runs)
 
 
-def _encode_values(storage: str, dense: Array) -> tuple[int, bytes]:
+class _Column(NamedTuple):
+    """A column's values, encoded; the integers that a later column may be predicted from."""
+
+    mode: int
+    encoded: bytes
+    integers: Integers | None
+
+
+def _encode_values(storage: str, dense: Array, earlier: Sequence[Integers | None]) -> _Column:
+    """The smallest form of a column's m values; the simpler one when equal."""
+    raw = dense.astype(STORAGE_DTYPES[storage], copy=False).tobytes()
     if storage in "qQ":
-        return _SERIES, series.encode(np.ascontiguousarray(dense).view(np.int64))
-    raw = dense.tobytes()
+        integers = list(struct.unpack(f"<{len(dense)}q", raw))
+        return _Column(_SERIES, _encode_series(integers, earlier), integers)
     size = dense.dtype.itemsize
-    same = raw == raw[:size] * len(dense)
-    encoded = _encode_decimal(storage, dense[:1] if same else dense, raw[:size] if same else raw)
-    if same:
-        if encoded is None or len(encoded) >= size:
-            return _SAME, raw[:size]
-        return _DECIMAL, encoded
-    if encoded is None or len(encoded) >= len(raw):
-        return _RAW, raw
-    return _DECIMAL, encoded
+    if raw == raw[:size] * len(dense):
+        return _encode_same(storage, dense[:1].tolist(), raw[:size])
+    decimals = floats.to_decimals(storage, dense.tolist(), raw)
+    if decimals is not None:
+        k, integers = decimals
+        mode, encoded = _DECIMAL, bytes((k,)) + _encode_series(integers, earlier)
+    else:
+        integers = floats.to_bits(storage, raw)
+        mode, encoded = _SERIES, _encode_series(integers, earlier)
+    if len(encoded) >= len(raw):
+        return _Column(_RAW, raw, None)
+    return _Column(mode, encoded, integers)
 
 
-def _encode_decimal(storage: str, values: Array, raw: bytes) -> bytes | None:
-    """k and the series of integers that give exactly the bits `raw`; None: there are none."""
-    if len(values) <= series.SHORT_MAX:
-        return _encode_decimal_floats(storage, values.tolist(), raw)
-    if not np.isfinite(values).all():
-        return None
-    wide = values.astype(np.float64)
-    # The decimals that a few values need are a cheap lower bound for all.
-    probe = raw[: 16 * values.dtype.itemsize]
-    for k in range(DECIMALS_MAX + 1):
-        if _decimal_floats(storage, wide[:16].tolist(), probe, k) is None:
-            continue
-        with np.errstate(over="ignore"):
-            scaled = np.rint(wide * 10.0**k)
-        if np.abs(scaled).max() > DECIMAL_INTEGER_MAX:
-            return None
-        if (scaled / 10.0**k).astype(values.dtype).tobytes() == raw:
-            return bytes((k,)) + series.encode(scaled.astype(np.int64))
-    return None
+def _encode_same(storage: str, values: list[float], raw: bytes) -> _Column:
+    """All values have the bits `raw` of the one in `values`; nothing is predicted from them."""
+    decimals = floats.to_decimals(storage, values, raw)
+    if decimals is not None:
+        k, integers = decimals
+        encoded = bytes((k,)) + series.encode(integers)
+        if len(encoded) < len(raw):
+            return _Column(_DECIMAL, encoded, None)
+    return _Column(_SAME, raw, None)
 
 
-def _encode_decimal_floats(storage: str, values: list[float], raw: bytes) -> bytes | None:
-    if not all(map(math.isfinite, values)):
-        return None
-    for k in range(DECIMALS_MAX + 1):
-        integers = _decimal_floats(storage, values, raw, k)
-        if integers is not None:
-            return bytes((k,)) + series.encode_ints(integers)
-    return None
-
-
-def _decimal_floats(storage: str, values: list[float], raw: bytes, k: int) -> list[int] | None:
-    power = 10.0**k
-    if not all(abs(value * power) <= DECIMAL_INTEGER_MAX for value in values):
-        return None
-    integers = [round(value * power) for value in values]
-    back = [integer / power for integer in integers]
-    same = struct.pack(f"<{len(back)}{storage}", *back) == raw
-    return integers if same else None
+def _encode_series(integers: Integers, earlier: Sequence[Integers | None]) -> bytes:
+    """The series, linked to one of the earlier columns where that is smaller."""
+    plain = series.encode(integers)
+    if len(integers) < links.LINK_SAMPLES_MIN or plain[0] & series.SHAPE != series.BLOCKS:
+        return plain
+    link = links.find(integers, earlier)
+    if link is None:
+        return plain
+    base = earlier[-link.back]
+    assert base is not None
+    rest = series.encode(link.residuals(integers, base))
+    linked = bytes((rest[0] | series.LINKED,)) + link.encode() + rest[1:]
+    return linked if len(linked) < len(plain) else plain
 
 
 def read_chunk_header(payload: bytes | memoryview) -> ChunkHeader:
     """The header of a chunk whose checksum is right. ChunkCorrupt."""
-    return _read_header(_open(payload))
+    return _read_header(_open(payload)[0])
 
 
 def decode_chunk(payload: bytes | memoryview) -> DecodedChunk:
     """All of a chunk. Allocates at most SET_COLUMNS_MAX arrays of n numbers. ChunkCorrupt."""
-    cursor = _open(payload)
+    cursor, version = _open(payload)
     header = _read_header(cursor)
     n = header.samples
-    offsets = np.zeros(1, np.int64) if n == 1 else series.decode(cursor, n)
     # As unsigned: a chunk may span more than half of i64.
-    unsigned = offsets.view(np.uint64)
-    if int(unsigned.min()) != 0 or int(unsigned.max()) != header.t1_ns - header.t0_ns:
+    offsets = [0] if n == 1 else [offset & U64 for offset in _unlinked_series(cursor, version, n)]
+    if min(offsets) != 0 or max(offsets) != header.t1_ns - header.t0_ns:
         raise ChunkCorrupt("the times contradict the header")
-    time_ns = offsets + np.int64(header.t0_ns)
-    steps = np.zeros(1, np.int64) if n == 1 else series.decode(cursor, n)
-    if int(steps[0]) != 0:
+    steps = [0] if n == 1 else _unlinked_series(cursor, version, n)
+    if steps[0] != 0:
         raise ChunkCorrupt("the sequences contradict the header")
-    sequence = steps + np.int64(header.first_sequence)
     storages = []
     columns = []
-    valid = np.full((len(header.metric_ids), (n + 7) // 8), 0xFF, np.uint8)
-    if n % 8:
-        valid[:, -1] = (1 << n % 8) - 1
+    integers: list[Integers | None] = []
+    valid = np.packbits(np.ones((len(header.metric_ids), n), np.uint8), axis=1, bitorder="little")
     for j in range(len(header.metric_ids)):
-        storage, column = _decode_column(cursor, n, valid[j])
+        storage, column = _decode_column(cursor, version, n, valid[j], integers)
         storages.append(storage)
         columns.append(column)
     if cursor.position != cursor.end:
@@ -293,25 +217,28 @@ def decode_chunk(payload: bytes | memoryview) -> DecodedChunk:
         header.set_id,
         header.metric_ids,
         "".join(storages),
-        time_ns,
-        sequence,
+        np.array([header.t0_ns + offset for offset in offsets], np.int64),
+        np.array([signed(header.first_sequence + step) for step in steps], np.int64),
         tuple(columns),
         valid,
     )
 
 
-def _open(payload: bytes | memoryview) -> Cursor:
+def _open(payload: bytes | memoryview) -> tuple[Cursor, int]:
+    """A cursor at the set id, and the version."""
     data = bytes(payload)
     end = len(data) - CRC_BYTES
-    if end < len(MAGIC) or data[: len(MAGIC)] != MAGIC:
-        raise ChunkCorrupt(f"no chunk of version 1: {len(data)} bytes, {data[:3].hex()} first")
+    if end < PREAMBLE_BYTES or data[: len(MAGIC)] != MAGIC or not 1 <= data[2] <= VERSION:
+        raise ChunkCorrupt(
+            f"no chunk of version 1 to {VERSION}: {len(data)} bytes, {data[:3].hex()} first"
+        )
     (crc,) = struct.unpack_from("<I", data, end)
     found = google_crc32c.value(data[:end])
     if crc != found:
         raise ChunkCorrupt(f"CRC32C is {found:08x}, the chunk says {crc:08x}")
     cursor = Cursor(data, end)
-    cursor.position = len(MAGIC)
-    return cursor
+    cursor.position = PREAMBLE_BYTES
+    return cursor, data[2]
 
 
 def _read_header(cursor: Cursor) -> ChunkHeader:
@@ -347,40 +274,81 @@ def _read_ids(cursor: Cursor) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _decode_column(cursor: Cursor, n: int, bits: Bits) -> tuple[str, Array]:
-    """The next column's storage and values; `bits` says all valid, and is changed if not."""
+def _decode_column(
+    cursor: Cursor, version: int, n: int, bits: Bits, earlier: list[Integers | None]
+) -> tuple[str, Array]:
+    """The next column's storage and values; `bits` says all valid, and is changed if not.
+
+    Its integers, or None, are added to those of the columns before.
+    """
     at = cursor.position
     tag = cursor.byte()
     storage = _STORAGES[tag & 0x03]
     mode = tag & 0x18
-    if tag & 0xE0 or (storage in "qQ") != (mode == _SERIES):
+    floating = storage in "fd"
+    if (
+        tag & 0xE0
+        or (mode != _SERIES and not floating)
+        or (mode == _SERIES and floating and version == 1)
+    ):
         raise ChunkCorrupt(f"column at byte {at}: unknown tag {tag:#04x}")
-    if not tag & _PARTIAL:
-        return storage, _decode_values(cursor, storage, mode, n)
-    bits[:] = np.frombuffer(cursor.take(len(bits)), np.uint8)
-    present = int(np.bitwise_count(bits).sum())
-    if not 1 <= present < n or (n % 8 and int(bits[-1]) >> (n % 8)):
-        raise ChunkCorrupt(f"column at byte {at}: {present} values of {n} samples")
-    column = np.zeros(n, _DTYPES[storage])
-    column[_mask(bits, n)] = _decode_values(cursor, storage, mode, present)
+    count = n
+    if tag & _PARTIAL:
+        bits[:] = np.frombuffer(cursor.take(len(bits)), np.uint8)
+        count = int(np.bitwise_count(bits).sum())
+        if not 1 <= count < n or (n % 8 and int(bits[-1]) >> (n % 8)):
+            raise ChunkCorrupt(f"column at byte {at}: {count} values of {n} samples")
+    column = np.zeros(n, STORAGE_DTYPES[storage])
+    column[_mask(bits, n)] = _decode_values(cursor, version, storage, mode, count, earlier)
     return storage, column
 
 
-def _decode_values(cursor: Cursor, storage: str, mode: int, count: int) -> Array:
-    dtype = _DTYPES[storage]
-    if mode == _SERIES:
-        integers = series.decode(cursor, count)
-        return integers if storage == "q" else integers.view(dtype)
-    if mode == _SAME:
-        one = np.frombuffer(cursor.take(dtype.itemsize), dtype)
-        return np.repeat(one, count)
-    if mode == _RAW:
-        return np.frombuffer(cursor.take(dtype.itemsize * count), dtype).copy()
-    k = cursor.byte()
-    if k > DECIMALS_MAX:
-        raise ChunkCorrupt(f"{k} decimals, at most {DECIMALS_MAX} are allowed")
-    integers = series.decode(cursor, count)
-    if storage == "d":
-        return integers / 10.0**k
-    with np.errstate(over="ignore"):  # only a foreign chunk can hold what a f32 can't
-        return (integers / 10.0**k).astype(dtype)
+def _decode_values(
+    cursor: Cursor,
+    version: int,
+    storage: str,
+    mode: int,
+    count: int,
+    earlier: list[Integers | None],
+) -> Array:
+    dtype = STORAGE_DTYPES[storage]
+    if mode in (_SAME, _RAW):
+        earlier.append(None)
+        size = dtype.itemsize
+        raw = cursor.take(size) * count if mode == _SAME else cursor.take(size * count)
+        return np.frombuffer(raw, dtype)
+    k = cursor.byte() if mode == _DECIMAL else 0
+    if k > floats.DECIMALS_MAX:
+        raise ChunkCorrupt(f"{k} decimals, at most {floats.DECIMALS_MAX} are allowed")
+    integers = _decode_series(cursor, version, count, earlier)
+    earlier.append(integers)
+    if mode == _DECIMAL:
+        with np.errstate(over="ignore"):  # only a foreign chunk can hold what a f32 can't
+            return np.array(floats.from_decimals(k, integers), np.float64).astype(dtype)
+    if storage in "fd":
+        return np.frombuffer(floats.from_bits(storage, integers), dtype)
+    return np.array(integers, np.int64).view(dtype)
+
+
+def _unlinked_series(cursor: Cursor, version: int, count: int) -> list[int]:
+    return _decode_series(cursor, version, count, ())
+
+
+def _decode_series(
+    cursor: Cursor, version: int, count: int, earlier: Sequence[Integers | None]
+) -> list[int]:
+    """The next series, of `count` numbers, with the link it may have."""
+    at = cursor.position
+    tag = cursor.byte()
+    known = series.SHAPE | series.SCALED
+    if version > 1:
+        known |= series.DIFFERENCES | series.LINKED
+    if tag & ~known or (version == 1 and tag & series.SHAPE == series.BLOCKS):
+        raise ChunkCorrupt(f"series at byte {at}: unknown tag {tag:#04x}")
+    if not tag & series.LINKED:
+        return series.decode(cursor, tag, count)
+    link = links.decode(cursor)
+    base = earlier[-link.back] if 1 <= link.back <= len(earlier) else None
+    if base is None or len(base) != count:
+        raise ChunkCorrupt(f"series at byte {at}: no column to predict it from")
+    return link.restore(series.decode(cursor, tag & ~series.LINKED, count), base)

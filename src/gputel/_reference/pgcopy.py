@@ -1,4 +1,4 @@
-r"""PostgreSQL's binary COPY stream, written straight from columns.
+r"""PostgreSQL's binary COPY stream, written from columns.
 
     +----------------------------+
     | "PGCOPY\n\xff\r\n\0"       |  11 bytes
@@ -14,225 +14,260 @@ r"""PostgreSQL's binary COPY stream, written straight from columns.
     | trailer          i16       |  -1
     +----------------------------+
 
-All in network byte order (PostgreSQL documentation, COPY, "Binary Format"). Payloads:
+All in network byte order (PostgreSQL documentation, COPY, "Binary Format"). Payloads, and the
+values that become them:
 
-    int2 int4 int8         two's complement
-    float4 float8          IEEE 754
-    timestamptz_ns         i64, microseconds since 2000-01-01 00:00 UTC
-    text bytea             the bytes, UTF-8 for text
-    numeric_u64            ndigits i16, weight i16, sign i16 = 0, dscale i16 = 0, then ndigits
-                           base-10,000 digits i16, the first one worth 10,000**weight
-                           (numeric_send in PostgreSQL's numeric.c); 0 has no digits
+    int2 int4 int8         two's complement                         int64[rows] or an int
+    float4                 IEEE 754                                 float32[rows]
+    float8                 IEEE 754                                 float64[rows]
+    timestamptz_ns         i64, us since 2000-01-01 00:00 UTC       int64[rows], ns since the Unix
+                                                                    epoch, floored; or an int
+    numeric_u64            ndigits i16, weight i16, sign i16 = 0,   uint64[rows] or an int
+                           dscale i16 = 0, then ndigits digits
+                           i16 of base 10,000, the first one worth
+                           10,000**weight; 0 has no digits
+                           (numeric_send in numeric.c)
+    text bytea             the bytes, UTF-8 for text                list[str], list[bytes], or one
+    int2[] int4[] float8[] ndim i32 = 1, has NULLs i32 = 0,         int64[rows, k], float64[rows, k]
+                           element type's oid i32, k i32, first
+                           index i32 = 1, then k elements, each a
+                           length i32 and a payload; k = 0: ndim =
+                           0 and neither k nor index (array_send
+                           in arrayfuncs.c)
 
-A stretch of fields of fixed size is one byte matrix, a line a row, from which a mask then
-cuts the payloads of NULLs.
+An int, str or bytes, and for arrays one of k elements, stands in every row. The native twin
+is gputel._native.pgcopy.
 """
 
 from __future__ import annotations
 
-import itertools
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
-TRAILER = struct.pack(">h", -1)
-FIELDS_MAX = 1600  # PostgreSQL's MaxHeapAttributeNumber
-EPOCH_2000_US = 946_684_800_000_000
+HEADER: Final = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
+TRAILER: Final = struct.pack(">h", -1)
+NULL: Final = struct.pack(">i", -1)
+FIELDS_MAX: Final = 1600  # PostgreSQL's MaxHeapAttributeNumber
+PAYLOAD_BYTES_MAX: Final = 2**30 - 1  # PostgreSQL's MaxAllocSize
+EPOCH_2000_US: Final = 946_684_800_000_000
 
 FieldType = Literal[
-    "int2", "int4", "int8", "float4", "float8", "numeric_u64", "timestamptz_ns", "text", "bytea"
+    "int2",
+    "int4",
+    "int8",
+    "float4",
+    "float8",
+    "numeric_u64",
+    "timestamptz_ns",
+    "text",
+    "bytea",
+    "int2[]",
+    "int4[]",
+    "float8[]",
 ]
-Bytes2d = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Scalar = int | float | str | bytes
+Values = npt.NDArray[Any] | list[str] | list[bytes] | int | str | bytes
 
-
-class CopyField(NamedTuple):
-    """One column of the stream.
-
-    values  a numpy array[rows] (numbers; timestamptz_ns: int64 ns since the Unix epoch, floored
-            to us), a list of str or bytes, or a scalar that every row repeats
-    valid   bool[rows]: False is NULL; None: no NULLs
-    """
-
-    type: FieldType
-    values: npt.NDArray[np.generic] | Sequence[str] | Sequence[bytes] | Scalar
-    valid: npt.NDArray[np.bool_] | None = None
-
-
-class _Block(NamedTuple):
-    """A stretch of fields: `cells` uint8[rows, width], of which `keep` belong to the stream."""
-
-    cells: Bytes2d
-    keep: Mask
-
-
-def copy_binary(rows: int, fields: Sequence[CopyField]) -> bytes:
-    """The whole stream of `rows` rows; every field gives a value or NULL for each.
-
-    ValueError: a field of another length. TypeError: values that the type can't hold.
-    OverflowError: a number outside the type's range. All of them name the field.
-    """
-    if not 1 <= len(fields) <= FIELDS_MAX:
-        raise ValueError(f"{len(fields)} fields; 1 to {FIELDS_MAX} are allowed")
-    if rows == 0:
-        return HEADER + TRAILER
-    pieces: list[Iterable[bytes]] = []
-    count = np.broadcast_to(_big_endian([len(fields)], ">i2"), (rows, 2))
-    stretch = [_Block(count, np.ones((rows, 2), np.bool_))]
-    for number, field in enumerate(fields):
-        name = f"field {number} ({field.type})"
-        valid = _valid(name, field, rows)
-        if field.type in ("text", "bytea") and not isinstance(field.values, str | bytes):
-            if stretch:
-                pieces.append(_split(stretch))
-                stretch = []
-            pieces.append(_variable(name, field, valid, rows))
-        else:
-            stretch.extend(_fixed(name, field, valid, rows))
-    if not pieces:
-        return b"".join((HEADER, _flatten(stretch), TRAILER))
-    if stretch:
-        pieces.append(_split(stretch))
-    body = b"".join(itertools.chain.from_iterable(zip(*pieces, strict=True)))
-    return b"".join((HEADER, body, TRAILER))
-
-
-def _valid(name: str, field: CopyField, rows: int) -> Mask:
-    if field.valid is None:
-        return np.ones(rows, np.bool_)
-    if field.valid.shape != (rows,) or field.valid.dtype != np.bool_:
-        raise ValueError(
-            f"{name}: valid is {field.valid.dtype}{field.valid.shape}, not bool[{rows}]"
-        )
-    return field.valid
-
-
-def _flatten(stretch: list[_Block]) -> bytes:
-    cells = np.concatenate([block.cells for block in stretch], axis=1)
-    keep = np.concatenate([block.keep for block in stretch], axis=1)
-    return cells.tobytes() if keep.all() else cells[keep].tobytes()
-
-
-def _split(stretch: list[_Block]) -> list[bytes]:
-    """The stretch's bytes of each row."""
-    flat = _flatten(stretch)
-    sizes = sum(block.keep.sum(axis=1, dtype=np.int64) for block in stretch)
-    ends = np.cumsum(sizes).tolist()
-    return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _variable(name: str, field: CopyField, valid: Mask, rows: int) -> list[bytes]:
-    values = field.values
-    if isinstance(values, int | float | np.ndarray) or len(values) != rows:
-        raise ValueError(f"{name}: needs one value a row, {rows} of them, or a scalar")
-    pieces = []
-    for value, present in zip(values, valid.tolist(), strict=True):
-        if not present:
-            pieces.append(b"\xff\xff\xff\xff")
-            continue
-        payload = _payload(name, field.type, value)
-        pieces.append(struct.pack(">i", len(payload)) + payload)
-    return pieces
-
-
-def _payload(name: str, kind: FieldType, value: object) -> bytes:
-    if kind == "text" and isinstance(value, str):
-        return value.encode()
-    if kind == "bytea" and isinstance(value, bytes):
-        return value
-    raise TypeError(f"{name}: can't hold {type(value).__name__}")
-
-
-def _fixed(name: str, field: CopyField, valid: Mask, rows: int) -> list[_Block]:
-    """The length and the payload of a field whose payload has one size, or a known largest."""
-    if isinstance(field.values, str | bytes):
-        payload = np.frombuffer(_payload(name, field.type, field.values), np.uint8)
-        cells = np.broadcast_to(payload, (rows, len(payload)))
-        return _blocks(cells, np.full(rows, len(payload)), valid)
-    if not isinstance(field.values, np.ndarray | int | float):
-        raise TypeError(f"{name}: needs a numpy array or a number")
-    numbers = np.asarray(field.values)
-    if numbers.ndim == 0:
-        numbers = np.broadcast_to(numbers, (rows,))
-    if numbers.shape != (rows,):
-        raise ValueError(f"{name}: values of shape {numbers.shape} for {rows} rows")
-    if field.type == "numeric_u64":
-        return _numeric(name, numbers, valid)
-    cells = _ENCODERS[field.type](name, numbers, valid)
-    return _blocks(cells, np.full(rows, cells.shape[1]), valid)
-
-
-def _blocks(cells: Bytes2d, sizes: npt.NDArray[np.int64], valid: Mask) -> list[_Block]:
-    lengths = _big_endian(np.where(valid, sizes, -1), ">i4")
-    keep = np.repeat(valid[:, None], cells.shape[1], axis=1)
-    return [_Block(lengths, np.ones(lengths.shape, np.bool_)), _Block(cells, keep)]
-
-
-def _big_endian(numbers: npt.ArrayLike, dtype: str) -> Bytes2d:
-    """Each number's bytes as a line."""
-    network = np.ascontiguousarray(np.asarray(numbers).astype(dtype))
-    return network.view(np.uint8).reshape(-1, network.dtype.itemsize)
-
-
-def _integers(name: str, numbers: npt.NDArray[np.generic], valid: Mask, dtype: str) -> Bytes2d:
-    if numbers.dtype.kind not in "iub":
-        raise TypeError(f"{name}: can't hold {numbers.dtype}")
-    bounds = np.iinfo(dtype)
-    held = numbers[valid]
-    if len(held) and not bounds.min <= int(held.min()) <= int(held.max()) <= bounds.max:
-        raise OverflowError(f"{name}: {held.min()} to {held.max()} is outside the type's range")
-    return _big_endian(numbers, dtype)
-
-
-def _floats(name: str, numbers: npt.NDArray[np.generic], dtype: str) -> Bytes2d:
-    if numbers.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: can't hold {numbers.dtype}")
-    return _big_endian(numbers, dtype)
-
-
-def _timestamps(name: str, numbers: npt.NDArray[np.generic], valid: Mask) -> Bytes2d:
-    if numbers.dtype != np.int64:
-        raise TypeError(f"{name}: needs int64 nanoseconds, not {numbers.dtype}")
-    return _big_endian(numbers.astype(np.int64) // 1000 - EPOCH_2000_US, ">i8")
-
-
-_ENCODERS: dict[str, Callable[[str, npt.NDArray[np.generic], Mask], Bytes2d]] = {
-    "int2": lambda name, numbers, valid: _integers(name, numbers, valid, ">i2"),
-    "int4": lambda name, numbers, valid: _integers(name, numbers, valid, ">i4"),
-    "int8": lambda name, numbers, valid: _integers(name, numbers, valid, ">i8"),
-    "float4": lambda name, numbers, valid: _floats(name, numbers, ">f4"),
-    "float8": lambda name, numbers, valid: _floats(name, numbers, ">f8"),
-    "timestamptz_ns": _timestamps,
+# Elements of arrays: oid and length (pg_type.dat).
+_ELEMENTS: Final = {"int2[]": ("int2", 21), "int4[]": ("int4", 23), "float8[]": ("float8", 701)}
+_FORMATS: Final = {"int2": ">h", "int4": ">i", "int8": ">q", "float4": ">f", "float8": ">d"}
+_DTYPES: Final = {
+    "int2": "int64",
+    "int4": "int64",
+    "int8": "int64",
+    "float4": "float32",
+    "float8": "float64",
+    "numeric_u64": "uint64",
+    "timestamptz_ns": "int64",
+    "int2[]": "int64",
+    "int4[]": "int64",
+    "float8[]": "float64",
+}
+_INTEGERS: Final = {
+    "int2": (-(2**15), 2**15 - 1),
+    "int4": (-(2**31), 2**31 - 1),
+    "int8": (-(2**63), 2**63 - 1),
+    "numeric_u64": (0, 2**64 - 1),
+    "timestamptz_ns": (-(2**63), 2**63 - 1),
 }
 
 
-def _numeric(name: str, numbers: npt.NDArray[np.generic], valid: Mask) -> list[_Block]:
-    if numbers.dtype.kind not in "iu":
-        raise TypeError(f"{name}: can't hold {numbers.dtype}")
-    if numbers.dtype.kind == "i" and (numbers[valid] < 0).any():  # type: ignore[operator]
-        raise OverflowError(f"{name}: a negative number")
-    unsigned = numbers.astype(np.uint64)
-    powers = np.uint64(10_000) ** np.arange(4, -1, -1, dtype=np.uint64)
-    digits = (unsigned[:, None] // powers % np.uint64(10_000)).astype(np.int64)
-    nonzero = digits != 0
-    # Neither leading nor trailing zero digits are written.
-    leading = np.logical_or.accumulate(nonzero, axis=1)
-    trailing = np.logical_or.accumulate(nonzero[:, ::-1], axis=1)[:, ::-1]
-    written = leading & trailing
-    ndigits = written.sum(axis=1)
-    weight = np.maximum(leading.sum(axis=1) - 1, 0)
-    zero = np.zeros_like(ndigits)
-    head = np.stack((ndigits, weight, zero, zero), axis=1)
-    lengths, prefix = _blocks(_lines(head), 8 + 2 * ndigits, valid)
-    keep = np.repeat(written & valid[:, None], 2, axis=1)
-    return [lengths, prefix, _Block(_lines(digits), keep)]
+class CopyStream:
+    """A stream of rows whose fields have `types`; rows are appended a block at a time.
+
+    ValueError: a type that is not in the table above, or more fields than PostgreSQL has.
+    """
+
+    def __init__(self, types: Sequence[FieldType]) -> None:
+        if not 1 <= len(types) <= FIELDS_MAX:
+            raise ValueError(f"{len(types)} fields; 1 to {FIELDS_MAX} are allowed")
+        for number, kind in enumerate(types):
+            if kind not in _DTYPES and kind not in ("text", "bytea"):
+                raise ValueError(f"field {number}: unknown type {kind!r}")
+        self._types = tuple(types)
+        self._parts = bytearray(HEADER)
+        self._rows = 0
+        self._finished = False
+
+    @property
+    def rows(self) -> int:
+        """Rows appended so far."""
+        return self._rows
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the stream so far."""
+        return len(self._parts)
+
+    def append(
+        self, rows: int, values: Sequence[Values], valid: npt.NDArray[np.uint8] | None = None
+    ) -> None:
+        """Append `rows` rows; `values` gives each field its column, as the table above says.
+
+        valid: uint8[c, ceil(rows/8)], the bitmaps (LSB first) of the last c fields: a cleared
+        bit is NULL, and what it hides is not looked at. The fields before have no NULLs.
+
+        ValueError: another number of fields or rows. TypeError: values that the type can't
+        hold. OverflowError: a number outside the type's range. All name the field, and leave
+        the stream as it was.
+        """
+        if self._finished:
+            raise ValueError("the stream is finished")
+        if rows < 0:
+            raise ValueError(f"{rows} rows")
+        if len(values) != len(self._types):
+            raise ValueError(f"{len(values)} columns for {len(self._types)} fields")
+        masks = _masks(rows, len(values), valid)
+        columns = [
+            _column(f"field {number} ({kind})", kind, column, rows, mask)
+            for number, (kind, column, mask) in enumerate(
+                zip(self._types, values, masks, strict=True)
+            )
+        ]
+        count = struct.pack(">h", len(columns))
+        for cells in zip(*columns, strict=True):
+            self._parts += count
+            self._parts += b"".join(cells)
+        self._rows += rows
+
+    def finish(self) -> memoryview:
+        """The whole stream; nothing can be appended any more."""
+        if not self._finished:
+            self._parts += TRAILER
+            self._finished = True
+        return memoryview(self._parts).toreadonly()
 
 
-def _lines(matrix: npt.NDArray[np.int64]) -> Bytes2d:
-    """int16 in network order, a line a row."""
-    return matrix.astype(">i2").view(np.uint8)
+def _masks(
+    rows: int, fields: int, valid: npt.NDArray[np.uint8] | None
+) -> list[npt.NDArray[np.bool_]]:
+    """bool[rows] a field: where it is not NULL."""
+    everywhere = np.ones(rows, np.bool_)
+    if valid is None:
+        return [everywhere] * fields
+    if (
+        valid.dtype != np.uint8
+        or valid.ndim != 2
+        or len(valid) > fields
+        or valid.shape[1] != (rows + 7) // 8
+    ):
+        raise ValueError(
+            f"valid is {valid.dtype}{valid.shape}, not uint8[c, {(rows + 7) // 8}] "
+            f"with c of at most {fields} fields"
+        )
+    bits = np.unpackbits(valid, axis=1, count=rows, bitorder="little").astype(np.bool_)
+    return [everywhere] * (fields - len(valid)) + list(bits)
+
+
+def _column(
+    name: str, kind: FieldType, values: Values, rows: int, mask: npt.NDArray[np.bool_]
+) -> list[bytes]:
+    """Length and payload of each row's field."""
+    listed = _listed(name, kind, values, rows)
+    encode = _encoder(name, kind)
+    fields = []
+    for value, present in zip(listed, mask.tolist(), strict=True):
+        fields.append(_sized(encode(value)) if present else NULL)
+    return fields
+
+
+def _listed(name: str, kind: FieldType, values: Values, rows: int) -> list[Any]:
+    """A value a row."""
+    if isinstance(values, np.ndarray):
+        if kind not in _DTYPES or values.dtype != _DTYPES[kind]:
+            raise TypeError(f"{name}: can't hold {values.dtype}")
+        if kind in _ELEMENTS and values.ndim == 1:
+            return [values] * rows
+        if values.ndim != (2 if kind in _ELEMENTS else 1) or len(values) != rows:
+            raise ValueError(f"{name}: values of shape {values.shape} for {rows} rows")
+        # Not `tolist`, which would lose the payload of a f32 NaN.
+        return list(values)
+    if isinstance(values, list) and kind in ("text", "bytea"):
+        if len(values) != rows:
+            raise ValueError(f"{name}: {len(values)} values for {rows} rows")
+        return values
+    if isinstance(values, int | str | bytes) and kind not in _ELEMENTS:
+        return [values] * rows
+    raise TypeError(f"{name}: can't hold {type(values).__name__}")
+
+
+def _encoder(name: str, kind: FieldType) -> Callable[[Any], bytes]:
+    def encode(value: Any) -> bytes:
+        if kind in _ELEMENTS:
+            return _array(name, kind, value)
+        if kind == "text" and isinstance(value, str):
+            return _bounded(name, value.encode())
+        if kind == "bytea" and isinstance(value, bytes):
+            return _bounded(name, value)
+        if isinstance(value, np.floating):
+            # Bytes, not a Python float, which would quieten a NaN. Our machines are little-endian.
+            return value.tobytes()[::-1]
+        if kind in _INTEGERS and isinstance(value, int | np.integer):
+            return _integer(name, kind, int(value))
+        raise TypeError(f"{name}: can't hold {type(value).__name__}")
+
+    return encode
+
+
+def _bounded(name: str, payload: bytes) -> bytes:
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise ValueError(f"{name}: {len(payload)} bytes; {PAYLOAD_BYTES_MAX} are allowed")
+    return payload
+
+
+def _integer(name: str, kind: FieldType, value: int) -> bytes:
+    lowest, highest = _INTEGERS[kind]
+    if not lowest <= value <= highest:
+        raise OverflowError(f"{name}: {value} is outside {lowest} to {highest}")
+    if kind == "numeric_u64":
+        return _numeric(value)
+    if kind == "timestamptz_ns":
+        return struct.pack(">q", value // 1000 - EPOCH_2000_US)
+    return struct.pack(_FORMATS[kind], value)
+
+
+def _numeric(value: int) -> bytes:
+    digits: list[int] = []
+    while value:
+        value, digit = divmod(value, 10_000)
+        digits.insert(0, digit)
+    weight = max(len(digits) - 1, 0)
+    while digits and digits[-1] == 0:
+        digits.pop()
+    return struct.pack(f">hhhh{len(digits)}h", len(digits), weight, 0, 0, *digits)
+
+
+def _array(name: str, kind: FieldType, values: npt.NDArray[Any]) -> bytes:
+    element, oid = _ELEMENTS[kind]
+    if len(values) == 0:
+        return struct.pack(">iii", 0, 0, oid)
+    encode = _encoder(name, element)  # type: ignore[arg-type]
+    head = struct.pack(">iiiii", 1, 0, oid, len(values), 1)
+    return head + b"".join(_sized(encode(value)) for value in values)
+
+
+def _sized(payload: bytes) -> bytes:
+    return struct.pack(">i", len(payload)) + payload

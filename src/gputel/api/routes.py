@@ -14,7 +14,8 @@ from gputel.errors import DatabaseUnavailable, QueryInvalid
 from gputel.observe import Health
 
 if TYPE_CHECKING:
-    from gputel.store.query import Latest, NodeRow, Query
+    from gputel.store.latest import Latest
+    from gputel.store.query import NodeRow, Query
 
 GPUS_PAGE_DEFAULT: Final = 1000
 
@@ -61,9 +62,8 @@ async def _gpus(request: Request) -> views.Json:
     latest: dict[int, list[Latest]] | None = None
     if arguments["latest"]:
         latest = {row.gpu_id: [] for row in rows}
-        for value in await request.query.latest(arguments["metrics"]):
-            if value.gpu_id in latest:
-                latest[value.gpu_id].append(value)
+        for value in await request.query.latest(arguments["metrics"], list(latest)):
+            latest[value.gpu_id].append(value)
     return views.gpu_page(rows, str(rows[-1].gpu_id) if more else None, latest)
 
 

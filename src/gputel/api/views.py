@@ -16,7 +16,8 @@ from gputel.catalog import BY_NAME, METRICS, Cadence, Kind, Metric, Unit
 from gputel.clock import rfc3339
 
 if TYPE_CHECKING:
-    from gputel.store.query import GpuRow, Latest, NodeRow, TelemetryPage
+    from gputel.store.latest import Latest
+    from gputel.store.query import GpuRow, NodeRow, TelemetryPage
 
 Json = dict[str, Any]
 

@@ -26,6 +26,7 @@ from gputel.services.state import (
     is_running,
     read_state,
 )
+from gputel.store.settings import SINK_GROUP
 
 TIMEOUT_S: Final = 3.0
 ANSWER_BYTES_MAX: Final = 8 * MIB
@@ -33,7 +34,9 @@ FRESH_S: Final = 30.0
 LAG_FRAMES_MAX: Final = 10_000
 #: A line of the broker's /metrics: frames that the sink's group has not acknowledged.
 LAG_METRIC: Final = re.compile(
-    r'^gputel_broker_group_lag_messages\{[^}]*group="store"[^}]*\} ([0-9.e+]+)', re.MULTILINE
+    r"^gputel_broker_group_lag_messages\{"
+    rf'[^}}]*group="{re.escape(SINK_GROUP)}"[^}}]*\}} ([0-9.e+]+)',
+    re.MULTILINE,
 )
 
 

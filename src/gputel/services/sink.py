@@ -6,13 +6,12 @@ import asyncio
 import logging
 from typing import Final
 
-import gputel.sink
 from gputel import broker, store
 from gputel.broker import BrokerClient
 from gputel.errors import GputelError
 from gputel.services.process import Process
 from gputel.sink import Sink
-from gputel.store.settings import DatabaseSettings
+from gputel.store.settings import SINK_GROUP, DatabaseSettings
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +70,6 @@ async def _lag(client: BrokerClient, topic: str) -> int:
     return sum(
         position.lag
         for group in groups
-        if group.topic == topic and group.group == gputel.sink.GROUP
+        if group.topic == topic and group.group == SINK_GROUP
         for position in group.positions
     )

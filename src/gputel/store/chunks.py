@@ -6,34 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
-from gputel.batch import Batch
-from gputel.catalog import MetricSet
-from gputel.kernels import CopyField, copy_binary
-from gputel.store import hot
+from gputel.kernels import CopyStream, FieldType, MinuteStatistics
+from gputel.store.copying import copy_in
+from gputel.store.rollup import Minutes, minutes_of
 from gputel.store.times import to_datetime
 
 if TYPE_CHECKING:
+    from gputel.batch import Batch
+    from gputel.catalog import MetricSet
     from gputel.store.connection import Connection
 
-COLUMNS: Final = (
-    "gpu_id",
-    "set_id",
-    "epoch",
-    "t0",
-    "t1",
-    "samples",
-    "first_sequence",
-    "payload",
-)
+_FIELDS: Final[dict[str, FieldType]] = {
+    "gpu_id": "int8",
+    "set_id": "int2",
+    "epoch": "int8",
+    "t0": "timestamptz_ns",
+    "t1": "timestamptz_ns",
+    "samples": "int4",
+    "first_sequence": "int8",
+    "payload": "bytea",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One row of `sample_chunk`."""
+    """One row of `sample_chunk`, but for its GPU, and the minutes of its samples."""
 
-    gpu_id: int
     metric_set: MetricSet
     epoch: int
     t0_ns: int
@@ -41,56 +39,73 @@ class Chunk:
     samples: int
     first_sequence: int
     payload: bytes
+    minutes: MinuteStatistics
 
     @classmethod
-    def of(cls, gpu_id: int, epoch: int, batch: Batch, payload: bytes) -> Chunk:
-        """The row for a batch and its encoding."""
+    def of(cls, epoch: int, batch: Batch, t0_ns: int, t1_ns: int, payload: bytes) -> Chunk:
+        """The row for a batch, whose samples lie from `t0_ns` to `t1_ns`, and its encoding."""
         return cls(
-            gpu_id,
             batch.metric_set,
             epoch,
-            int(batch.time_ns.min()),
-            int(batch.time_ns.max()),
+            t0_ns,
+            t1_ns,
             len(batch),
             int(batch.sequence[0]),
             payload,
+            minutes_of(batch),
         )
 
 
+@dataclass(slots=True)
+class Written:
+    """Chunks that are new, and their samples."""
+
+    chunks: int = 0
+    samples: int = 0
+
+
 async def write(
-    connection: Connection, items: Sequence[Chunk], *, skip_present: bool = False
-) -> Sequence[Chunk]:
-    """COPY the chunks in one stream; returns those that are new.
+    connection: Connection, items: Sequence[tuple[int, Chunk]], *, skip_present: bool = False
+) -> Written:
+    """COPY the chunks of (gpu_id, chunk) with their minutes, a stream for each table.
 
     `skip_present`: chunks whose key the table holds already are left out, instead of failing.
     """
-    if skip_present:
-        items = [item for item in items if not await _present(connection, item)]
-    if not items:
-        return items
-    fields = [
-        CopyField("int8", np.array([item.gpu_id for item in items], np.int64)),
-        CopyField("int2", np.array([item.metric_set.id for item in items], np.int64)),
-        CopyField("int8", np.array([item.epoch for item in items], np.int64)),
-        CopyField("timestamptz_ns", np.array([item.t0_ns for item in items], np.int64)),
-        CopyField("timestamptz_ns", np.array([item.t1_ns for item in items], np.int64)),
-        CopyField("int4", np.array([item.samples for item in items], np.int64)),
-        CopyField("int8", np.array([item.first_sequence for item in items], np.int64)),
-        CopyField("bytea", [item.payload for item in items]),
-    ]
-    stream = copy_binary(len(items), fields)
-    await hot.copy_in(connection, "sample_chunk", COLUMNS, stream, len(items), skip_present=False)
-    return items
+    stream = CopyStream(tuple(_FIELDS.values()))
+    minutes = Minutes()
+    written = Written()
+    for gpu_id, chunk in items:
+        if skip_present and await _present(connection, gpu_id, chunk):
+            continue
+        stream.append(
+            1,
+            (
+                gpu_id,
+                chunk.metric_set.id,
+                chunk.epoch,
+                chunk.t0_ns,
+                chunk.t1_ns,
+                chunk.samples,
+                chunk.first_sequence,
+                chunk.payload,
+            ),
+        )
+        minutes.append(gpu_id, chunk.metric_set, chunk.minutes)
+        written.chunks += 1
+        written.samples += chunk.samples
+    await copy_in(connection, "sample_chunk", tuple(_FIELDS), stream)
+    await minutes.write(connection)
+    return written
 
 
-async def _present(connection: Connection, item: Chunk) -> bool:
+async def _present(connection: Connection, gpu_id: int, chunk: Chunk) -> bool:
     found = await connection.fetchval(
         "SELECT 1 FROM sample_chunk WHERE gpu_id = $1 AND set_id = $2 AND t0 = $3 "
         "AND epoch = $4 AND first_sequence = $5",
-        item.gpu_id,
-        item.metric_set.id,
-        to_datetime(item.t0_ns),
-        item.epoch,
-        item.first_sequence,
+        gpu_id,
+        chunk.metric_set.id,
+        to_datetime(chunk.t0_ns),
+        chunk.epoch,
+        chunk.first_sequence,
     )
     return found is not None

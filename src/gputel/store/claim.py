@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +18,7 @@ import asyncpg
 
 from gputel.clock import Clock
 from gputel.errors import DatabaseUnavailable, GputelError
-from gputel.store.connection import translated
+from gputel.store.connection import translated, unbroken
 
 if TYPE_CHECKING:
     from gputel.store.connection import Connection, Store
@@ -59,30 +59,37 @@ class Claims:
 
         DatabaseUnavailable: try again later.
         """
-        key = lock_key(topic, partition)
         while wanted():
             async with self._busy:
                 session = await self._open()
-                with translated(self._store.settings):
-                    held = (topic, partition) in self._held
-                    if held or await session.fetchval("SELECT pg_try_advisory_lock($1)", key):
-                        self._held.add((topic, partition))
+                with self._guarded(session):
+                    if await self._lock(session, topic, partition):
                         return await _take(session, topic, partition)
             await self._clock.sleep(POLL_S)
         return None
+
+    async def _lock(self, session: Connection, topic: str, partition: int) -> bool:
+        """Hold the lock, if nobody else does."""
+        key = (topic, partition)
+        if key not in self._held and await session.fetchval(
+            "SELECT pg_try_advisory_lock($1)", lock_key(topic, partition)
+        ):
+            self._held.add(key)
+        return key in self._held
 
     async def release(self, topic: str, partition: int) -> None:
         """Let another sink have the partition."""
         async with self._busy:
             if (topic, partition) not in self._held:
                 return
-            self._held.discard((topic, partition))
-            if self._session is not None and not self._session.is_closed():
-                # A session that is gone has released everything.
-                with contextlib.suppress(DatabaseUnavailable), translated(self._store.settings):
-                    await self._session.execute(
+            session = self._session
+            # A session that is gone, or that can't be asked, has released everything.
+            if session is not None and not session.is_closed():
+                with contextlib.suppress(DatabaseUnavailable), self._guarded(session):
+                    await session.execute(
                         "SELECT pg_advisory_unlock($1)", lock_key(topic, partition)
                     )
+            self._held.discard((topic, partition))
 
     @property
     def alive(self) -> bool:
@@ -105,6 +112,19 @@ class Claims:
             self._held.clear()
             self._session = await self._store.dedicated()
         return self._session
+
+    @contextlib.contextmanager
+    def _guarded(self, session: Connection) -> Generator[None]:
+        """Whatever interrupts the use of the session ends it, and with it all locks: after
+        that nobody knows which it holds."""
+        try:
+            with translated(self._store.settings), unbroken(session):
+                yield
+        except BaseException:
+            session.terminate()
+            self._session = None
+            self._held.clear()
+            raise
 
 
 async def _take(session: Connection, topic: str, partition: int) -> Claim:

@@ -17,6 +17,14 @@ CONNECT_TIMEOUT_S: Final = 10.0
 COMMAND_TIMEOUT_S: Final = 120.0
 POOL_SIZE_DEFAULT: Final = 8
 
+# Whatever asyncpg and the network raise.
+_FOREIGN: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+
 # asyncpg's classes are generic in its stubs only.
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
@@ -38,7 +46,7 @@ class Store:
         with _opening(self.settings):
             acquired = await self._pool.acquire(timeout=CONNECT_TIMEOUT_S)
         try:
-            with translated(self.settings):
+            with translated(self.settings), unbroken(acquired):  # type: ignore[arg-type]
                 yield acquired  # type: ignore[misc]  # a proxy with the same methods
         finally:
             with translated(self.settings):
@@ -93,7 +101,7 @@ def translated(settings: DatabaseSettings) -> Generator[None]:
     """Turn errors about the server, not about the data, into DatabaseUnavailable."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except _FOREIGN as error:
         explained = explain(error, settings)
         if explained is None:
             raise
@@ -101,17 +109,41 @@ def translated(settings: DatabaseSettings) -> Generator[None]:
 
 
 @contextlib.contextmanager
+def unbroken(session: Connection) -> Generator[None]:
+    """End `session` when what is done with it is interrupted.
+
+    A task that is cancelled leaves a statement behind whose answer nobody has read: whoever
+    used the session next would get it. The cancellation passes on, whatever error cleaning
+    up has put in its place: swallowed, it would leave a task that can't be stopped.
+    """
+    try:
+        yield
+    except asyncpg.InternalClientError:
+        session.terminate()
+        raise
+    except Exception as error:
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            raise
+        session.terminate()
+        raise asyncio.CancelledError from error
+    except BaseException:
+        session.terminate()
+        raise
+
+
+@contextlib.contextmanager
 def _opening(settings: DatabaseSettings) -> Generator[None]:
     """Whatever goes wrong before the first statement is the server's."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except _FOREIGN as error:
         raise _unavailable(error, settings) from error
 
 
 def _unavailable(error: BaseException, settings: DatabaseSettings) -> DatabaseUnavailable:
     return explain(error, settings) or DatabaseUnavailable(
-        f"{settings!r}: {error}", hint="it is tried again"
+        f"{settings!r}: {' '.join(str(error).split())}", hint="it is tried again"
     )
 
 
@@ -125,30 +157,42 @@ def explain(error: BaseException, settings: DatabaseSettings) -> DatabaseUnavail
 
 def _explanation(error: BaseException, settings: DatabaseSettings) -> tuple[str, str]:
     where = f"{settings.host}:{settings.port}"
+    # PostgreSQL's own details and hints come as lines of their own.
+    said = " ".join(str(error).split())
     match error:
         case asyncpg.InvalidAuthorizationSpecificationError():  # wrong password included
-            return str(error), "check database.user and database.password, and pg_hba.conf"
+            return said, "check database.user and database.password, and pg_hba.conf"
         case asyncpg.InvalidCatalogNameError():
-            return str(error), f"create it: createdb -O {settings.user} {settings.dbname}"
+            return said, f"create it: createdb -O {settings.user} {settings.dbname}"
         case asyncpg.InsufficientPrivilegeError():
-            return str(error), (
+            return said, (
                 f"gputel needs its own database: ALTER DATABASE {settings.dbname} "
                 f"OWNER TO {settings.user}"
             )
         case asyncpg.ReadOnlySQLTransactionError():
-            return str(error), "this is a standby or read-only: point `database` to the primary"
+            return said, "this is a standby or read-only: point `database` to the primary"
         case asyncpg.TooManyConnectionsError():
-            return str(error), "raise max_connections of the server"
-        case asyncpg.DiskFullError() | asyncpg.OutOfMemoryError():
-            return str(error), "make room on the database server"
+            return said, "raise max_connections of the server"
+        case asyncpg.DiskFullError():
+            return f"its disk is full: {said}", (
+                "make room on the database server; nothing is lost meanwhile"
+            )
+        case asyncpg.OutOfMemoryError():
+            return said, "the database server needs more memory, or fewer connections"
+        case asyncpg.InsufficientResourcesError():
+            return said, "raise the limit of the database server that it names"
+        case asyncpg.PostgresSystemError() | asyncpg.DataCorruptedError():
+            return said, "look at the server's log: its disk may be failing"
         case asyncpg.CannotConnectNowError() | asyncpg.OperatorInterventionError():
-            return str(error), "the server is starting or stopping: it is tried again"
+            return said, "the server is starting or stopping: it is tried again"
         case asyncpg.PostgresConnectionError():
-            return str(error) or "the connection was lost", "is the server running?"
+            return said or "the connection was lost", "is the server running?"
         case asyncpg.ClientConfigurationError():
-            return str(error), "check database.sslmode and its certificates"
+            return said, "check database.sslmode and its certificates"
         case asyncpg.InterfaceError() if "clos" in str(error):
-            return str(error), "is the server running?"
+            return said, "is the server running?"
+        case asyncpg.InternalClientError():
+            return f"the session is out of step: {said}", "it is opened anew and tried again"
         case TimeoutError():
             return f"no answer from {where}", "is the server running, and is the port right?"
         case OSError():
@@ -174,6 +218,8 @@ def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
             "tcp_keepalives_idle": "3",
             "tcp_keepalives_interval": "1",
             "tcp_keepalives_count": "2",
+            # Nor one that is gone while its statement waits for another's lock.
+            "client_connection_check_interval": "1s",
         },
     }
 

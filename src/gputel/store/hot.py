@@ -15,21 +15,41 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from gputel.batch import DTYPES, Batch
-from gputel.catalog import Metric, MetricSet, Storage
+from gputel.catalog import METRIC_SETS, Metric, MetricSet, Storage
 from gputel.clock import NS_PER_US
-from gputel.kernels import CopyField, copy_binary
+from gputel.kernels import CopyStream, FieldType
 from gputel.store import schema
+from gputel.store.copying import copy_in
 
 if TYPE_CHECKING:
     from gputel.store.connection import Connection
 
-KEY_COLUMNS: Final = ("gpu_id", "time", "epoch", "sequence")
+_KEY: Final[dict[str, FieldType]] = {
+    "gpu_id": "int8",
+    "time": "timestamptz_ns",
+    "epoch": "int8",
+    "sequence": "int8",
+}
+_COPY_TYPES: Final[dict[Storage, FieldType]] = {
+    Storage.F32: "float4",
+    Storage.F64: "float8",
+    Storage.I64: "int8",
+    Storage.U64: "numeric_u64",
+}
+#: Names and types of a row's fields, by metric set.
+_LAYOUTS: Final = {
+    metric_set.id: (
+        (*_KEY, *(metric.name for metric in metric_set.metrics)),
+        (*_KEY.values(), *(_COPY_TYPES[metric.storage] for metric in metric_set.metrics)),
+    )
+    for metric_set in METRIC_SETS
+}
 _EPOCH_2000_US: Final = 946_684_800_000_000
 _HEADER_BYTES: Final = 19
 _TRAILER_BYTES: Final = 2
@@ -107,6 +127,11 @@ def concatenate(pieces: Sequence[Rows]) -> Rows:
     )
 
 
+def layout(metric_set: MetricSet) -> tuple[tuple[str, ...], tuple[FieldType, ...]]:
+    """Names and types of the fields of a row, in the order of its COPY stream."""
+    return _LAYOUTS[metric_set.id]
+
+
 async def write(
     connection: Connection,
     metric_set: MetricSet,
@@ -118,54 +143,14 @@ async def write(
 
     `skip_present`: rows that the table holds already are left out, instead of failing.
     """
-    rows = sum(len(batch) for _, _, batch in pieces)
-    lengths = [len(batch) for _, _, batch in pieces]
-    ids = np.repeat(np.array([gpu_id for gpu_id, _, _ in pieces], np.int64), lengths)
-    epochs = np.repeat(np.array([epoch for _, epoch, _ in pieces], np.int64), lengths)
-    batches = [batch for _, _, batch in pieces]
-    fields = [
-        CopyField("int8", ids),
-        CopyField("timestamptz_ns", np.concatenate([batch.time_ns for batch in batches])),
-        CopyField("int8", epochs),
-        CopyField("int8", np.concatenate([batch.sequence for batch in batches])),
-    ]
-    names = list(KEY_COLUMNS)
-    for i, metric in enumerate(metric_set.metrics):
-        valid = np.concatenate([batch.mask(i) for batch in batches])
-        if not valid.any():
-            continue  # a column left out is NULL
-        values = np.concatenate([batch.columns[i] for batch in batches])
-        fields.append(CopyField(schema.COPY_TYPES[metric.storage], values, valid))
-        names.append(metric.name)
-    stream = copy_binary(rows, fields)
+    names, types = layout(metric_set)
+    stream = CopyStream(types)
+    for gpu_id, epoch, batch in pieces:
+        values: tuple[Any, ...] = (gpu_id, batch.time_ns, epoch, batch.sequence, *batch.columns)
+        stream.append(len(batch), values, batch.valid)
     return await copy_in(
-        connection, schema.hot_table(metric_set), names, stream, rows, skip_present
+        connection, schema.hot_table(metric_set), names, stream, skip_present=skip_present
     )
-
-
-async def copy_in(
-    connection: Connection,
-    table: str,
-    names: Sequence[str],
-    stream: bytes,
-    rows: int,
-    skip_present: bool,
-) -> int:
-    """COPY a stream into `table`; with `skip_present` through a temporary table."""
-    target = table
-    if skip_present:
-        target = "incoming"
-        await connection.execute(f"CREATE TEMPORARY TABLE incoming (LIKE {table}) ON COMMIT DROP")
-    await connection.copy_to_table(
-        target, source=io.BytesIO(stream), columns=list(names), format="binary"
-    )
-    if not skip_present:
-        return rows
-    done = await connection.execute(
-        f"INSERT INTO {table} SELECT * FROM incoming ON CONFLICT DO NOTHING"
-    )
-    await connection.execute("DROP TABLE incoming")
-    return int(done.rsplit(" ", 1)[1])
 
 
 async def read(

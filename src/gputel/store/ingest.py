@@ -8,14 +8,17 @@ in between, the messages are either stored and behind the offset, or not at all.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
+from gputel.batch import Batch
+from gputel.catalog import MetricSet
 from gputel.clock import SYSTEM_CLOCK, Clock
-from gputel.store import chunks, frames, hot, rollup
+from gputel.limits import FRAME_CELLS_MAX, MIB
+from gputel.store import chunks, frames, hot
 from gputel.store.chunks import Chunk
 from gputel.store.claim import Claim, ClaimLost
 from gputel.store.frames import Content, Message, Poison
@@ -31,6 +34,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX: Final = 5
 REASON_CHARACTERS_MAX: Final = 1000
+#: A transaction ends with the message that reaches this, so that what is decoded stays bounded.
+TRANSACTION_CELLS: Final = 2 * MIB
 
 # The transaction's fault, not the data's: the same statements may pass when tried again.
 _TRANSIENT: Final = (
@@ -45,6 +50,7 @@ _TRANSIENT: Final = (
 class Committed:
     """What one or more transactions did."""
 
+    transactions: int = 0
     frames: int = 0
     rows: int = 0
     chunks: int = 0
@@ -57,6 +63,7 @@ class Committed:
 
     def add(self, other: Committed) -> None:
         """Sum up."""
+        self.transactions += other.transactions
         self.frames += other.frames
         self.rows += other.rows
         self.chunks += other.chunks
@@ -76,18 +83,27 @@ class Ingest:
         self._partitions = Partitions(store, settings)
         self._ids = GpuIds()
 
-    async def commit(self, claim: Claim, messages: Sequence[Message]) -> Committed:
+    async def commit(
+        self, claim: Claim, messages: Sequence[Message], done: Committed | None = None
+    ) -> Committed:
         """Store `messages`, which ascend in offset and begin at `claim.next_offset` or later.
 
-        A message that can't be read, or that the database refuses, becomes a dead letter.
-        ClaimLost: nothing was stored. DatabaseUnavailable: unknown for the last transaction;
-        claim the partition again to learn where it stands.
+        They may take several transactions; `done` adds up what is committed, also when an
+        error ends it. A message that can't be read, or that the database refuses, becomes a
+        dead letter. ClaimLost: the rest was not stored. DatabaseUnavailable: unknown for the
+        last transaction; claim the partition again to learn where it stands.
         """
         assert messages, "nothing to commit"
         assert messages[0].offset >= claim.next_offset
+        done = Committed() if done is None else done
         now_ns = self._clock.time_ns()
-        items = [frames.read_message(message, now_ns) for message in messages]
-        done = Committed()
+        for items in _parts(frames.read_message(message, now_ns) for message in messages):
+            await self._commit_part(claim, items, done)
+        return done
+
+    async def _commit_part(
+        self, claim: Claim, items: Sequence[Content | Poison], done: Committed
+    ) -> None:
         refused = await self._commit(claim, items, done)
         if refused and len(items) > 1:
             # One of them is at fault: the others must not suffer.
@@ -97,7 +113,6 @@ class Ingest:
                     await self._commit_poison(claim, Poison(item.message, reason), done)
         elif refused:
             await self._commit_poison(claim, Poison(items[0].message, refused), done)
-        return done
 
     async def _commit_poison(self, claim: Claim, poison: Poison, done: Committed) -> None:
         refused = await self._commit(claim, [poison], done)
@@ -123,7 +138,9 @@ class Ingest:
                 # its lock ("could not open relation", an internal error to PostgreSQL).
                 self._partitions.forget()
                 if attempt == ATTEMPTS_MAX:
-                    return _reason(error)
+                    if isinstance(error, asyncpg.CheckViolationError):
+                        return _reason(error)
+                    raise self._store.unavailable(error) from error  # no fault of the data's
             except _TRANSIENT as error:
                 if attempt == ATTEMPTS_MAX:
                     raise self._store.unavailable(error) from error
@@ -159,12 +176,28 @@ class Ingest:
             claim.next_offset = items[-1].message.offset + 1
             claim.marks.update(marks)
             self._ids.remember(known)
+        done.transactions = 1
         done.frames = len(contents)
         done.repeated_frames = repeated
         done.dead_letters = len(poison)
         done.size_bytes = sum(len(content.message.payload) for content in contents)
         done.sealed_at_ns = tuple(content.sealed_at_ns for content in contents)
         return done
+
+
+def _parts(items: Iterable[Content | Poison]) -> Iterator[list[Content | Poison]]:
+    """What goes into each transaction; an item is read when its part is wanted."""
+    part: list[Content | Poison] = []
+    cells = 0
+    for item in items:
+        part.append(item)
+        if isinstance(item, Content):
+            cells += item.cells
+        if cells >= TRANSACTION_CELLS:
+            yield part
+            part, cells = [], 0
+    if part:
+        yield part
 
 
 def _reason(error: Exception) -> str:
@@ -241,38 +274,30 @@ async def _write_marks(
 async def _write_samples(
     session: Connection,
     contents: Sequence[Content],
-    ids: dict[Identity, int],
+    ids: Mapping[Identity, int],
     *,
     skip_present: bool,
 ) -> Committed:
+    """One COPY a table."""
     done = Committed()
-    for metric_set, pieces in frames.hot_pieces(contents).items():
-        batches = [(ids[p.identity], content.message.epoch, p.batch) for content, p in pieces]
-        offered = sum(len(batch) for _, _, batch in batches)
-        new = await hot.write(session, metric_set, batches, skip_present=skip_present)
+    batches: dict[MetricSet, list[tuple[int, int, Batch]]] = {}
+    kept: list[tuple[int, Chunk]] = []
+    for content in contents:
+        for identity, batch, _ in content.hot:
+            rows = batches.setdefault(batch.metric_set, [])
+            rows.append((ids[identity], content.message.epoch, batch))
+        kept += [(ids[identity], chunk) for identity, chunk, _ in content.chunks]
+    for metric_set, rows in batches.items():
+        offered = sum(len(batch) for _, _, batch in rows)
+        new = await hot.write(session, metric_set, rows, skip_present=skip_present)
         done.rows += new
         done.repeated_rows += offered - new
-    direct = [
-        (Chunk.of(ids[p.identity], content.message.epoch, p.batch, p.chunk), p.batch)
-        for content, p in frames.chunk_pieces(contents)
-        if p.chunk is not None
-    ]
-    offered_chunks = [chunk for chunk, _ in direct]
-    written = {
-        id(chunk)
-        for chunk in await chunks.write(session, offered_chunks, skip_present=skip_present)
-    }
-    written_buckets = []
-    for chunk, batch in direct:
-        if id(chunk) not in written:
-            done.repeated_rows += chunk.samples
-            continue
-        done.chunks += 1
-        done.rows += chunk.samples
-        metrics = batch.metric_set.metrics
-        rows = hot.from_batch(batch, chunk.epoch, metrics)
-        written_buckets += rollup.buckets(chunk.gpu_id, metrics, rows)
-    await rollup.add(session, written_buckets)
+    if kept:
+        offered = sum(chunk.samples for _, chunk in kept)
+        written = await chunks.write(session, kept, skip_present=skip_present)
+        done.chunks += written.chunks
+        done.rows += written.samples
+        done.repeated_rows += offered - written.samples
     return done
 
 
@@ -319,3 +344,6 @@ async def _write_dead_letters(session: Connection, claim: Claim, poison: Sequenc
             item.reason[:REASON_CHARACTERS_MAX],
             message.payload,
         )
+
+
+assert TRANSACTION_CELLS <= FRAME_CELLS_MAX

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gputel.clock import NS_PER_S
 from gputel.inventory import Gpu
+from gputel.limits import GPUS_PER_COLLECTOR_MAX
 from gputel.store.times import to_datetime
 
 if TYPE_CHECKING:
@@ -23,9 +25,9 @@ INDEX_UNKNOWN: Final = -1
 _ROWS: Final = """
 unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[],
        $8::text[], $9::text[], $10::text[], $11::text[], $12::bigint[], $13::timestamptz[],
-       $14::timestamptz[])
+       $14::timestamptz[], $15::text[])
     AS n (uuid, node, gpu_index, device, pci_bus_id, model, serial, brand, vbios_version,
-          driver_version, nvml_version, memory_total_bytes, first_seen, last_seen)
+          driver_version, nvml_version, memory_total_bytes, first_seen, last_seen, metric_ids)
 """
 _TEXTS: Final = (
     "device",
@@ -42,7 +44,9 @@ _CHANGES: Final = f"""
     {", ".join(f"{text} = coalesce(nullif(n.{text}, ''), g.{text})" for text in _TEXTS)},
     memory_total_bytes = coalesce(n.memory_total_bytes, g.memory_total_bytes),
     first_seen = least(n.first_seen, g.first_seen),
-    last_seen = greatest(n.last_seen, g.last_seen)
+    last_seen = greatest(n.last_seen, g.last_seen),
+    metric_ids = ARRAY(SELECT unnest(n.metric_ids::smallint[])
+                       UNION SELECT unnest(g.metric_ids) ORDER BY 1)
 """
 # An update first: every row offered to INSERT ... ON CONFLICT would use up an id.
 _UPDATE: Final = f"""
@@ -51,25 +55,37 @@ WHERE g.uuid = n.uuid AND g.node = n.node RETURNING g.uuid, g.node, g.gpu_id
 """
 _INSERT: Final = f"""
 INSERT INTO gpu AS g (uuid, node, gpu_index, {", ".join(_TEXTS)}, memory_total_bytes,
-                      first_seen, last_seen)
-SELECT * FROM {_ROWS}
+                      first_seen, last_seen, metric_ids)
+SELECT uuid, node, gpu_index, {", ".join(_TEXTS)}, memory_total_bytes, first_seen, last_seen,
+       metric_ids::smallint[] FROM {_ROWS}
 ON CONFLICT (uuid, node) DO UPDATE SET {_CHANGES.replace("n.", "excluded.")}
 RETURNING uuid, node, gpu_id
+"""
+_SEEN: Final = """
+UPDATE gpu AS g SET last_seen = greatest(n.last_seen, g.last_seen)
+FROM unnest($1::bigint[], $2::timestamptz[]) AS n (gpu_id, last_seen) WHERE g.gpu_id = n.gpu_id
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A GPU in a batch of frames: what is known of it, and the times of its samples."""
+    """A GPU in a batch of frames: what is known of it, the times of its samples, the metrics
+    that it has values of."""
 
     gpu: Gpu
     first_ns: int
     last_ns: int
+    metric_ids: frozenset[int] = frozenset()
 
     def joined(self, other: Sighting) -> Sighting:
         """Both together; `other` is the later one, but only inventory knows an index."""
         gpu = self.gpu if other.gpu.index == INDEX_UNKNOWN else other.gpu
-        return Sighting(gpu, min(self.first_ns, other.first_ns), max(self.last_ns, other.last_ns))
+        return Sighting(
+            gpu,
+            min(self.first_ns, other.first_ns),
+            max(self.last_ns, other.last_ns),
+            united(self.metric_ids, other.metric_ids),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +110,30 @@ class GpuIds:
         """Insert or update what is new; returns every GPU of `sightings` by identity."""
         found: dict[Identity, _Known] = {}
         due: dict[Identity, Sighting] = {}
+        later: list[_Known] = []
         for seen in sightings:
             identity = (seen.gpu.uuid, seen.gpu.node)
             known = self._known.get(identity)
             if known is None:
                 due[identity] = seen
                 continue
-            together = known.seen.joined(seen)
             found[identity] = known
-            if (
-                together.gpu != known.seen.gpu
-                or together.first_ns < known.seen.first_ns
-                or together.last_ns >= known.seen.last_ns + SEEN_STEP_NS
-            ):
+            together = known.seen.joined(seen)
+            # PERF(inventory): most often it is the same object; comparing its texts is dear.
+            same = together.gpu is known.seen.gpu or together.gpu == known.seen.gpu
+            same = same and together.metric_ids is known.seen.metric_ids
+            if not same or together.first_ns < known.seen.first_ns:
                 due[identity] = together
+            elif together.last_ns >= known.seen.last_ns + SEEN_STEP_NS:
+                found[identity] = _Known(known.gpu_id, together)
+                later.append(found[identity])
+        if later:
+            later.sort(key=lambda known: known.gpu_id)
+            await connection.execute(
+                _SEEN,
+                [known.gpu_id for known in later],
+                [to_datetime(known.seen.last_ns) for known in later],
+            )
         for statement in (_UPDATE, _INSERT):
             if due:
                 for uuid, node, gpu_id in await connection.fetch(statement, *_parameters(due)):
@@ -120,6 +146,13 @@ class GpuIds:
         self._known.update(written)
 
 
+def united(ids: frozenset[int], others: frozenset[int]) -> frozenset[int]:
+    """Both; `ids` itself when it has them all."""
+    return ids if others is ids or others <= ids else ids | others
+
+
+# PERF(inventory): a GPU whose inventory does not come along is asked for with every frame.
+@functools.lru_cache(maxsize=GPUS_PER_COLLECTOR_MAX)
 def unknown(uuid: str, node: str) -> Gpu:
     """A GPU of which only samples are known."""
     return Gpu(uuid=uuid, node=node, index=INDEX_UNKNOWN)
@@ -144,6 +177,8 @@ def _parameters(due: Mapping[Identity, Sighting]) -> list[list[object]]:
             s.gpu.memory_total_bytes,
             to_datetime(s.first_ns),
             to_datetime(s.last_ns),
+            # As text: unnest would take an array of arrays apart to the last element.
+            "{" + ",".join(map(str, sorted(s.metric_ids))) + "}",
         )
         for s in ordered
     ]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from gputel import wire
 from gputel.catalog import SET_OF, Metric, MetricSet
 from gputel.errors import NotFound, QueryInvalid
 from gputel.inventory import Gpu
-from gputel.store import hot, merge, schema
+from gputel.store import merge, schema
+from gputel.store.latest import Latest, latest_values
 from gputel.store.merge import Cursor, Loaded, RowKey
 from gputel.store.read import ceil_us, read_set
 from gputel.store.times import to_ns
@@ -33,10 +33,6 @@ _GPU: Final = (
 #: A range asked for is cut down to these, 1970 to 2255: nothing lies outside.
 _TIME_MIN_NS: Final = 0
 _TIME_MAX_NS: Final = 9_000_000_000_000_000_000
-
-
-#: A row need not hold every metric (a replay has them at different times): so far back is looked.
-LATEST_ROWS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +69,6 @@ class TelemetryPage:
 
     series: tuple[Series, ...]
     next_cursor: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Latest:
-    """The newest value of a metric of a GPU."""
-
-    gpu_id: int
-    metric: Metric
-    time_ns: int
-    value: float
 
 
 class Query:
@@ -177,13 +163,18 @@ class Query:
         kept, last = merge.cut(parts, limit, row.gpu_id)
         return TelemetryPage(_series(kept, metrics), last.encode() if last else None)
 
-    async def latest(self, metrics: Sequence[Metric]) -> list[Latest]:
-        """The newest value of each metric of each GPU that has one, by GPU and metric id."""
+    async def latest(
+        self, metrics: Sequence[Metric], gpu_ids: Sequence[int] | None = None
+    ) -> list[Latest]:
+        """The newest value of each metric of each GPU that has one, by GPU and metric id.
+
+        `gpu_ids`: of these GPUs only.
+        """
         groups = merge.by_set(metrics, SET_OF)
         found: list[Latest] = []
         async with _snapshot(self._store, [metric_set for metric_set, _ in groups]) as session:
             for metric_set, chosen in groups:
-                found += await _latest(session, metric_set, chosen)
+                found += await latest_values(session, metric_set, chosen, gpu_ids)
         return sorted(found, key=lambda item: (item.gpu_id, item.metric.id))
 
 
@@ -202,42 +193,6 @@ async def _snapshot(store: Store, sets: Sequence[MetricSet]) -> AsyncGenerator[C
             tables = ", ".join(f"ONLY {schema.hot_table(metric_set)}" for metric_set in sets)
             await session.execute(f"LOCK TABLE {tables} IN ACCESS SHARE MODE")
         yield session
-
-
-async def _latest(
-    session: Connection, metric_set: MetricSet, metrics: Sequence[Metric]
-) -> list[Latest]:
-    names = ", ".join(f"h.{metric.name}" for metric in metrics)
-    rows = await session.fetch(
-        f"SELECT g.gpu_id, h.time, {names} FROM gpu g LEFT JOIN LATERAL ("
-        f"SELECT * FROM {schema.hot_table(metric_set)} WHERE gpu_id = g.gpu_id "
-        f"ORDER BY time DESC, epoch DESC, sequence DESC LIMIT {LATEST_ROWS}) h ON true "
-        "ORDER BY g.gpu_id, h.time DESC, h.epoch DESC, h.sequence DESC"
-    )
-    newest_of: dict[tuple[int, Metric], Latest] = {}
-    for gpu_id, time, *values in rows:
-        for metric, value in zip(metrics, values, strict=True):
-            if value is not None and (gpu_id, metric) not in newest_of:
-                newest_of[gpu_id, metric] = Latest(gpu_id, metric, to_ns(time), value)
-    found = list(newest_of.values())
-    without = [row[0] for row in rows if row[1] is None]
-    if not without:
-        return found
-    chunks = await session.fetch(
-        "SELECT g.gpu_id, c.payload FROM unnest($1::bigint[]) AS g (gpu_id) JOIN LATERAL ("
-        "SELECT payload FROM sample_chunk WHERE gpu_id = g.gpu_id AND set_id = $2 "
-        "ORDER BY t0 DESC LIMIT 1) c ON true",
-        without,
-        metric_set.id,
-    )
-    for gpu_id, payload in chunks:
-        newest = merge.in_order(hot.from_batch(wire.decode_chunk(payload), 0, metrics))
-        for metric, column, mask in zip(metrics, newest.columns, newest.valid, strict=True):
-            at = np.flatnonzero(mask)
-            if len(at):
-                time_ns = int(newest.time_ns[at[-1]])
-                found.append(Latest(gpu_id, metric, time_ns, column[at[-1]].item()))
-    return found
 
 
 def _series(parts: Sequence[Loaded], metrics: Sequence[Metric]) -> tuple[Series, ...]:

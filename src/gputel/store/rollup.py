@@ -1,94 +1,70 @@
-"""Per-minute statistics of samples, and their way into `rollup_1m`."""
+"""The minutes of what is in `sample_chunk`, and their way into `rollup_1m`.
+
+A row is what one chunk adds to one minute of a GPU, with all of its metrics. Rows are only
+added; reading sums them up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from gputel.catalog import Metric
-from gputel.store.hot import Rows
-from gputel.store.times import MINUTE_NS, to_datetime
+from gputel.kernels import CopyStream, FieldType, MinuteStatistics, minute_statistics
+from gputel.store.copying import copy_in
 
 if TYPE_CHECKING:
+    from gputel.batch import Batch
+    from gputel.catalog import MetricSet
     from gputel.store.connection import Connection
 
-
-class Bucket(NamedTuple):
-    """One GPU, metric and minute."""
-
-    gpu_id: int
-    metric_id: int
-    minute_ns: int
-    n: int
-    min: float
-    max: float
-    sum: float
+_FIELDS: Final[dict[str, FieldType]] = {
+    "gpu_id": "int8",
+    "minute": "timestamptz_ns",
+    "metric_ids": "int2[]",
+    "n": "int4[]",
+    "min": "float8[]",
+    "max": "float8[]",
+    "sum": "float8[]",
+}
 
 
-def buckets(gpu_id: int, metrics: Sequence[Metric], rows: Rows) -> list[Bucket]:
-    """The statistics of `rows`, whose columns are `metrics`."""
-    found = []
-    for metric, column, mask in zip(metrics, rows.columns, rows.valid, strict=True):
-        if not mask.any():
-            continue
-        minute = rows.time_ns[mask] // MINUTE_NS
-        order = np.argsort(minute, kind="stable")
-        values: npt.NDArray[np.float64] = column[mask].astype(np.float64)[order]
-        minutes, first = np.unique(minute[order], return_index=True)
-        counts = np.diff(np.append(first, len(values)))
-        found += [
-            Bucket(gpu_id, metric.id, m * MINUTE_NS, n, low, high, total)
-            for m, n, low, high, total in zip(
-                minutes.tolist(),
-                counts.tolist(),
-                np.minimum.reduceat(values, first).tolist(),
-                np.maximum.reduceat(values, first).tolist(),
-                np.add.reduceat(values, first).tolist(),
-                strict=True,
-            )
-        ]
-    return found
+def minutes_of(batch: Batch) -> MinuteStatistics:
+    """What the samples of a batch come to."""
+    return minute_statistics(batch.time_ns, batch.columns, batch.valid)
 
 
-def merged(items: Sequence[Bucket]) -> list[Bucket]:
-    """One bucket a key, sorted by key: one statement can't touch a row twice, and writers
-    that lock rows in one order don't deadlock."""
-    by_key: dict[tuple[int, int, int], Bucket] = {}
-    for item in items:
-        key = item[:3]
-        other = by_key.get(key)
-        if other is not None:
-            item = Bucket(
-                *key,
-                item.n + other.n,
-                min(item.min, other.min),
-                max(item.max, other.max),
-                item.sum + other.sum,
-            )
-        by_key[key] = item
-    return [by_key[key] for key in sorted(by_key)]
+class Minutes:
+    """Rows on their way into `rollup_1m`."""
 
+    def __init__(self) -> None:
+        self._stream = CopyStream(tuple(_FIELDS.values()))
+        # Chunks of one kind of GPU have the same metrics.
+        self._ids: dict[tuple[int, tuple[int, ...]], npt.NDArray[np.int64]] = {}
 
-async def add(connection: Connection, items: Sequence[Bucket]) -> None:
-    """Add to what the minutes hold already."""
-    if not items:
-        return
-    gpu, metric, minute, n, low, high, total = zip(*merged(items), strict=True)
-    await connection.execute(
-        "INSERT INTO rollup_1m AS r (gpu_id, metric_id, minute, n, min, max, sum) "
-        "SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::timestamptz[], $4::bigint[], "
-        "$5::float8[], $6::float8[], $7::float8[]) "
-        "ON CONFLICT (gpu_id, metric_id, minute) DO UPDATE SET n = r.n + excluded.n, "
-        "min = least(r.min, excluded.min), max = greatest(r.max, excluded.max), "
-        "sum = r.sum + excluded.sum",
-        gpu,
-        metric,
-        [to_datetime(time_ns) for time_ns in minute],
-        n,
-        low,
-        high,
-        total,
-    )
+    def append(self, gpu_id: int, metric_set: MetricSet, minutes: MinuteStatistics) -> None:
+        """What one chunk adds; `minutes.columns` are those of `metric_set`."""
+        if not minutes.columns:
+            return
+        key = (metric_set.id, minutes.columns)
+        ids = self._ids.get(key)
+        if ids is None:
+            ids = np.array([metric_set.metrics[j].id for j in minutes.columns])
+            self._ids[key] = ids
+        self._stream.append(
+            len(minutes.minute_ns),
+            (
+                gpu_id,
+                minutes.minute_ns,
+                ids,
+                minutes.n,
+                minutes.min,
+                minutes.max,
+                minutes.sum,
+            ),
+        )
+
+    async def write(self, connection: Connection) -> None:
+        """COPY them all."""
+        await copy_in(connection, "rollup_1m", tuple(_FIELDS), self._stream)

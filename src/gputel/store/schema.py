@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from gputel.catalog import METRIC_SETS, METRICS, SET_OF, MetricSet, Storage
 from gputel.errors import DatabaseUnavailable
@@ -29,23 +29,15 @@ LOCK_MIGRATE: Final = 1
 LOCK_PARTITIONS: Final = 2
 LOCK_MAINTAIN: Final = 3
 
-CopyType = Literal["float4", "float8", "int8", "numeric_u64"]
-
 SQL_TYPES: Final = {
     Storage.F32: "real",
     Storage.F64: "double precision",
     Storage.I64: "bigint",
     Storage.U64: "numeric(20,0)",
 }
-COPY_TYPES: Final[dict[Storage, CopyType]] = {
-    Storage.F32: "float4",
-    Storage.F64: "float8",
-    Storage.I64: "int8",
-    Storage.U64: "numeric_u64",
-}
 
 # Bumped when what is made here changes its form.
-_GENERATION: Final = 1
+_GENERATION: Final = 2
 
 
 def hot_table(metric_set: MetricSet) -> str:
@@ -166,7 +158,11 @@ def _latest_view() -> str:
 
 
 def _minute_view() -> str:
-    parts = ["SELECT gpu_id, minute, metric_id, n, min, max, sum FROM rollup_1m"]
+    parts = [
+        "SELECT r.gpu_id, r.minute, v.metric_id, v.n, v.min, v.max, v.sum FROM rollup_1m r "
+        "CROSS JOIN LATERAL unnest(r.metric_ids, r.n, r.min, r.max, r.sum) "
+        "AS v (metric_id, n, min, max, sum) WHERE v.n > 0"
+    ]
     for metric_set in METRIC_SETS:
         cells = ", ".join(
             f"({m.id}::smallint, h.{m.name}::double precision)" for m in metric_set.metrics

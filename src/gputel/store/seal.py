@@ -19,7 +19,7 @@ from gputel import wire
 from gputel.batch import Batch
 from gputel.catalog import MetricSet
 from gputel.errors import FrameTooLarge
-from gputel.store import chunks, hot, rollup
+from gputel.store import chunks, hot
 from gputel.store.chunks import Chunk
 from gputel.store.hot import Rows
 from gputel.store.merge import I64_MIN, RowKey
@@ -103,17 +103,20 @@ async def _seal_gpu(
         )
         if len(rows):
             items = [
-                Chunk.of(gpu_id, epoch, batch, payload)
+                (gpu_id, Chunk.of(epoch, batch, *_span(batch), payload))
                 for epoch, piece in _pieces(rows)
                 for batch, payload in encode(metric_set, piece)
             ]
             await chunks.write(session, items)
-            await rollup.add(session, rollup.buckets(gpu_id, metrics, rows))
             done.rows += len(rows)
             done.chunks += len(items)
         if len(rows) < ROWS_A_STEP:
             return
         after = RowKey(int(rows.time_ns[-1]), int(rows.epoch[-1]), int(rows.sequence[-1]))
+
+
+def _span(batch: Batch) -> tuple[int, int]:
+    return int(batch.time_ns.min()), int(batch.time_ns.max())
 
 
 def _pieces(rows: Rows) -> Iterator[tuple[int, Rows]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+
+#: The broker's consumer group that writes the store.
+SINK_GROUP: Final = "store"
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from gputel import catalog, kernels, limits
 from gputel.batch import DTYPES, Batch
+from gputel.catalog import MetricSet
 from gputel.errors import ChunkCorrupt, FrameTooLarge
 
-# Looked up by number: a metric's own hash and equality run over all its facts.
-_COLUMNS = {
-    metric_set.id: {metric.id: j for j, metric in enumerate(metric_set.metrics)}
+
+class _Layout(NamedTuple):
+    """What decoding needs of a metric set, ready to compare with a chunk."""
+
+    metric_set: MetricSet
+    ids: tuple[int, ...]
+    storages: str
+    columns: dict[int, int]  # by metric id
+
+
+_LAYOUTS = {
+    metric_set.id: _Layout(
+        metric_set,
+        tuple(metric.id for metric in metric_set.metrics),
+        metric_set.storages,
+        {metric.id: j for j, metric in enumerate(metric_set.metrics)},
+    )
     for metric_set in catalog.METRIC_SETS
 }
 
@@ -42,21 +59,29 @@ def decode_chunk(payload: bytes | memoryview) -> Batch:
     if len(payload) > limits.CHUNK_BYTES_MAX:
         raise ChunkCorrupt(f"{len(payload)} bytes, at most {limits.CHUNK_BYTES_MAX} are allowed")
     chunk = kernels.decode_chunk(payload)
-    metric_set = catalog.SET_BY_ID.get(chunk.set_id)
-    if metric_set is None:
+    layout = _LAYOUTS.get(chunk.set_id)
+    if layout is None:
         raise ChunkCorrupt(f"metric set {chunk.set_id} is unknown")
+    if chunk.metric_ids == layout.ids and chunk.storages == layout.storages:
+        return Batch(layout.metric_set, chunk.time_ns, chunk.sequence, chunk.columns, chunk.valid)
+    return _complete(chunk, layout)
+
+
+def _complete(chunk: kernels.DecodedChunk, layout: _Layout) -> Batch:
+    """All columns of the set, where the chunk lacks some or has others."""
     n = len(chunk.time_ns)
-    storages = metric_set.storages
-    columns = [np.zeros(n, DTYPES[storage]) for storage in storages]
+    # Columns are never written to, so those without a value can be one.
+    nothing = {storage: np.zeros(n, DTYPES[storage]) for storage in set(layout.storages)}
+    columns = [nothing[storage] for storage in layout.storages]
     valid = np.zeros((len(columns), (n + 7) // 8), np.uint8)
     for i, (metric_id, storage) in enumerate(zip(chunk.metric_ids, chunk.storages, strict=True)):
-        j = _COLUMNS[metric_set.id].get(metric_id)
+        j = layout.columns.get(metric_id)
         if j is None:
             if metric_id in catalog.BY_ID:
-                raise ChunkCorrupt(f"metric {metric_id} is not of the set {metric_set.name}")
+                raise ChunkCorrupt(f"metric {metric_id} is not of the set {layout.metric_set.name}")
             continue
-        if storages[j] != storage:
+        if layout.storages[j] != storage:
             raise ChunkCorrupt(f"metric {metric_id} has storage {storage!r}")
         columns[j] = chunk.columns[i]
         valid[j] = chunk.valid[i]
-    return Batch(metric_set, chunk.time_ns, chunk.sequence, tuple(columns), valid)
+    return Batch(layout.metric_set, chunk.time_ns, chunk.sequence, tuple(columns), valid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sized
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -137,8 +137,8 @@ def _natural(name: str, number: int) -> int:
     return number
 
 
-def _count(name: str, items: Iterable[object], items_max: int) -> None:
-    count = sum(1 for _ in items)
+def _count(name: str, items: Sized, items_max: int) -> None:
+    count = len(items)
     if count > items_max:
         raise FrameCorrupt(f"{name}: {count} entries, at most {items_max} are allowed")
 
