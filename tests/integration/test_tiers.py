@@ -11,6 +11,7 @@ import asyncpg
 import numpy as np
 import pytest
 
+from gputel import store as store_package
 from gputel.catalog import BY_NAME, SET_BY_CADENCE, Cadence
 from gputel.clock import SYSTEM_CLOCK, ManualClock
 from gputel.errors import DatabaseUnavailable
@@ -309,12 +310,16 @@ async def test_killed_at_any_point(
             else:
                 break
     assert killed
-    await points(store, producer)
-    await hours(store, producer)
-    await settle(maintainer, later)
-    await points(store, producer)
-    await hours(store, producer)
-    assert await count(store, "sample_hot_fast") == 0
+    fresh = await store_package.connect(database)  # whose sessions nobody has ended
+    try:
+        await points(fresh, producer)
+        await hours(fresh, producer)
+        await settle(Maintainer(fresh, SETTINGS, later), later)
+        await points(fresh, producer)
+        await hours(fresh, producer)
+        assert await count(fresh, "sample_hot_fast") == 0
+    finally:
+        await fresh.close()
 
 
 async def test_two_maintainers_at_once(

@@ -12,6 +12,7 @@ from gputel.api import params, views
 from gputel.clock import Clock
 from gputel.errors import DatabaseUnavailable, QueryInvalid
 from gputel.observe import Health
+from gputel.store.buckets import Aggregate
 
 if TYPE_CHECKING:
     from gputel.store.latest import Latest
@@ -77,7 +78,25 @@ async def _telemetry(request: Request) -> views.Json:
     end_ns: int = arguments["end_time"]
     if start_ns >= end_ns:
         raise QueryInvalid("end_time", "must be later than start_time")
+    step_ns: int | None = arguments["step"]
+    aggregate: Aggregate | None = arguments["agg"]
+    if step_ns is None and aggregate is not None:
+        raise QueryInvalid("agg", "needs a step")
     row = await request.query.gpu(arguments["id"])
+    if step_ns is not None:
+        if arguments["cursor"] is not None:
+            raise QueryInvalid("cursor", "is not for a step: all buckets are on one page")
+        aggregate = aggregate or Aggregate.AVG
+        grid, series = await request.query.buckets(
+            row,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            metrics=arguments["metrics"],
+            step_ns=step_ns,
+            aggregate=aggregate,
+            limit=arguments["limit"],
+        )
+        return views.buckets(row, grid, aggregate, series)
     page = await request.query.telemetry(
         row,
         start_ns=start_ns,
@@ -153,7 +172,7 @@ ROUTES: Final = (
         "/api/v1/gpus/{id}/telemetry",
         "getTelemetry",
         "telemetry",
-        "Samples of one GPU, columns by metric, oldest first",
+        "Samples of one GPU, or aggregates of them by a step; columns by metric, oldest first",
         "Telemetry",
         _telemetry,
         (
@@ -161,6 +180,12 @@ ROUTES: Final = (
             params.time("start_time", "From here on, included.", default="-1h"),
             params.time("end_time", "Until here, excluded.", default="now"),
             params.metrics("metrics", "Only these; all when absent."),
+            params.step(
+                "step",
+                "Aggregate the values in buckets of this length, which begin at its multiples "
+                "since 1970; every bucket that the range touches is given whole.",
+            ),
+            params.choice("agg", "What becomes of a bucket; avg when absent.", Aggregate),
             params.integer(
                 "limit",
                 "Points on a page, of all series together.",

@@ -120,23 +120,30 @@ def unbroken(session: Connection) -> Generator[None]:
         yield
     except Exception as error:
         if _out_of_step(error):
-            session.terminate()
+            _end(session)
             raise
         task = asyncio.current_task()
         if task is None or not task.cancelling():
             raise
-        session.terminate()
+        _end(session)
         raise asyncio.CancelledError from error
     except BaseException:
-        session.terminate()
+        _end(session)
         raise
+
+
+def _end(session: Connection) -> None:
+    # The pool's proxy of a session that was lost meanwhile refuses even that.
+    with contextlib.suppress(asyncpg.InterfaceError):
+        session.terminate()
 
 
 def _out_of_step(error: BaseException) -> bool:
     """Does asyncpg no longer know what its session is at? A rollback that it then refuses
     hides its first error."""
     return isinstance(error, asyncpg.InternalClientError) or (
-        isinstance(error, asyncpg.InterfaceError) and "operation is in progress" in str(error)
+        isinstance(error, asyncpg.InterfaceError)
+        and ("operation is in progress" in str(error) or "released back" in str(error))
     )
 
 
