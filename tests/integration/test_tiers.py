@@ -97,9 +97,9 @@ async def hours(store: Store, producer: Producer) -> None:
             )
         }
     expected = {}
-    for (uuid, metric), values in producer.points.items():
+    for (uuid, metric), published in producer.points.items():
         by_hour: dict[int, list[float]] = {}
-        for time_ns, value in values:
+        for time_ns, value in published:
             by_hour.setdefault(time_ns // HOUR_NS * 3600, []).append(float(value))
         for hour, of_hour in by_hour.items():
             expected[uuid, metric.name, hour] = of_hour

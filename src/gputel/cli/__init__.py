@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from gputel import __version__, errors
-from gputel.cli import broker, exporter, recordings
+from gputel.cli import broker, exporter, query, recordings
 from gputel.cli.arguments import (
     EXIT_CODES,
     FORCED,
@@ -47,7 +47,8 @@ examples:
 exit codes:
   0 done   1 internal error   2 usage   3 configuration   4 input file or directory
   5 port or data directory in use   6 database unavailable   7 broker unavailable
-  8 this machine lacks something   9 doctor found problems   130 forced by a second Ctrl-C
+  8 this machine lacks something   9 doctor found problems   10 API unavailable
+  130 forced by a second Ctrl-C
 """
 
 
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "broker":
             broker.add(service)
     recordings.add(commands)
+    query.add(commands)
     _add_doctor(commands)
     migrate = commands.add_parser("migrate", help="bring the database's schema up to date")
     add_common(migrate)
