@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CLANG ?= clang
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -12,7 +13,8 @@ ARGS ?=
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-NATIVE := $(wildcard src/gputel/_native/*.pyx src/gputel/_native/*.pxd src/gputel/_native/*.h)
+NATIVE := $(wildcard src/gputel/_native/*.pyx src/gputel/_native/*.pxd src/gputel/_native/*.h \
+	src/gputel/_native/simnvml/*.c src/gputel/_native/simnvml/*.h)
 
 $(BIN)/python:
 	@tools/prerequisites $(PYTHON)
@@ -26,7 +28,9 @@ $(VENV)/.run: $(BIN)/python pyproject.toml setup.py constraints.txt $(NATIVE)
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
+# setuptools-scm builds gpustat, which the registry has as source only.
 $(VENV)/.test: $(VENV)/.run
+	@$(PIP) setuptools-scm
 	@$(PIP) --no-build-isolation -e '.[test]'
 	@touch $@
 
@@ -79,11 +83,19 @@ SANITIZED = GPUTEL_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --build-lib 
 	GPUTEL_NATIVE_DIR=build/debug/gputel/_native
 
 sanitize: $(VENV)/.test ## the kernels' tests on a build with ASan, UBSan and all checks
-	$(SANITIZED) $(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential $(ARGS)
+	$(SANITIZED) $(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential \
+	  tests/unit/simnvml $(ARGS)
 
-fuzz: $(VENV)/.test ## damage chunks at random on that build (SECONDS=600 FUZZ_SEED=...)
+fuzz: $(VENV)/.test ## damage chunks at random on that build (SECONDS=600), with clang by libFuzzer too
 	$(SANITIZED) FUZZ_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest -p no:cacheprovider -s \
 	  tests/differential/test_codec_fuzz.py $(ARGS)
+	@command -v $(CLANG) >/dev/null || { echo "without $(CLANG), libFuzzer is left out"; exit 0; }; \
+	set -ex; mkdir -p build/fuzz/corpus; \
+	$(CLANG) -std=c11 -O1 -g -fno-strict-aliasing -fsanitize=fuzzer,address,undefined \
+	  -fno-sanitize-recover=undefined -Isrc/gputel/_native tests/fuzz/chunk_read.c -lm \
+	  -o build/fuzz/chunk_read; \
+	build/fuzz/chunk_read -max_total_time=$(or $(SECONDS),60) -max_len=4096 \
+	  -artifact_prefix=build/fuzz/ build/fuzz/corpus tests/data/v1 tests/data/v2
 
 proto: $(VENV)/.lint ## regenerate src/gputel/_proto from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=src/gputel/_proto \
@@ -95,4 +107,4 @@ dist: $(VENV)/.run ## sdist and wheel in dist/
 
 clean: ## remove what was built (never the data)
 	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
-	find src -name '*.so' -delete
+	find src -name '*.so' -delete -o -name '*.so.1' -delete

@@ -12,6 +12,7 @@ where its program is installed (Debian: apt install victoria-metrics).
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import day_trace, report, victoriametrics
+from benchmarks.day_trace import Trace
 from gputel import wire
 from gputel._native import codec as native
 from gputel._reference import codec as twin
@@ -43,14 +45,14 @@ def main() -> None:
     if not 1 <= arguments.hours <= 24:
         parser.error("--hours is 1 to 24")
     print("simulating ...", file=sys.stderr)
-    batches = day_trace.day(seconds=3600 * arguments.hours)
-    sealed = [part for batch in batches for part in day_trace.chunks(batch, day_trace.CHUNK_S)]
+    traces = day_trace.day(seconds=3600 * arguments.hours)
+    sealed = [batch for trace in traces for batch in trace.sealed()]
     payloads = [wire.encode_batch(part) for part in sealed]
     correct = all(map(is_same, sealed, payloads))
     speed(sealed, payloads, correct)
-    one(batches[0])
-    size(batches, sealed, payloads, correct)
-    peer(batches)
+    one(next(traces[0].chunks(1)))
+    size(traces, sealed, payloads, correct)
+    peer(traces)
 
 
 def encode_arguments(batch: Batch) -> tuple[Any, ...]:
@@ -128,9 +130,8 @@ def speed(sealed: Sequence[Batch], payloads: Sequence[bytes], correct: bool) -> 
         )
 
 
-def one(fast: Batch) -> None:
+def one(batch: Batch) -> None:
     """A chunk of a single sample of all fast metrics: what a live collector makes."""
-    batch = next(day_trace.chunks(fast, 1))
     given, payload = encode_arguments(batch), wire.encode_batch(batch)
     correct = is_same(batch, payload)
     for name, work, target in (
@@ -147,18 +148,21 @@ def one(fast: Batch) -> None:
 
 
 def size(
-    batches: Sequence[Batch], sealed: Sequence[Batch], payloads: Sequence[bytes], correct: bool
+    traces: Sequence[Trace], sealed: Sequence[Batch], payloads: Sequence[bytes], correct: bool
 ) -> None:
     """Bytes per sample, everything counted; by metric set, and of live chunks."""
     extra: dict[str, float | str] = {}
-    for batch in batches:
-        name = batch.metric_set.name
-        own = [i for i, part in enumerate(sealed) if part.metric_set is batch.metric_set]
+    for trace in traces:
+        own = [i for i, batch in enumerate(sealed) if batch.metric_set is trace.metric_set]
         values = sum(day_trace.samples(sealed[i]) for i in own)
-        extra[name] = round(sum(len(payloads[i]) for i in own) / values, 4)
+        extra[trace.metric_set.name] = round(sum(len(payloads[i]) for i in own) / values, 4)
     for rows in (1, 10):
-        live = [part for batch in batches[:2] for part in _first(batch, rows)]
-        total = sum(len(wire.encode_batch(part)) for part in live)
+        live = [
+            batch
+            for trace in traces[:2]
+            for batch in itertools.islice(trace.chunks(rows), LIVE_ROWS // rows)
+        ]
+        total = sum(len(wire.encode_batch(batch)) for batch in live)
         extra[f"live_{rows}"] = round(total / sum(map(day_trace.samples, live)), 3)
     samples = sum(map(day_trace.samples, sealed))
     value = sum(map(len, payloads)) / samples
@@ -167,12 +171,7 @@ def size(
     )
 
 
-def _first(batch: Batch, rows: int) -> list[Batch]:
-    head = next(day_trace.chunks(batch, LIVE_ROWS))
-    return list(day_trace.chunks(head, rows))
-
-
-def peer(batches: Sequence[Batch]) -> None:
+def peer(traces: Sequence[Trace]) -> None:
     """The same series in VictoriaMetrics."""
     program = victoriametrics.installed()
     if program is None:
@@ -182,7 +181,7 @@ def peer(batches: Sequence[Batch]) -> None:
             file=sys.stderr,
         )
         return
-    series = [one for batch in batches for one in day_trace.values_of(batch)]
+    series = [one for trace in traces for one in trace.series()]
     with victoriametrics.running(program) as server:
         for name, times_ns, values in series:
             server.import_series(name, times_ns, values)

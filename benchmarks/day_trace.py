@@ -8,13 +8,14 @@ what waking a thread takes, in whole microseconds.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gputel.batch import DTYPES, Batch
-from gputel.catalog import SET_BY_CADENCE, Cadence
+from gputel.catalog import SET_BY_CADENCE, Cadence, MetricSet
 from gputel.clock import NS_PER_S, NS_PER_US
 from gputel.sources.sim import Simulator
 
@@ -38,8 +39,51 @@ class _Rows:
         return True
 
 
-def day(model: str = "h100", seconds: int = DAY_S) -> list[Batch]:
-    """One batch a metric set, all of it; `chunks` cuts them."""
+@dataclass(frozen=True)
+class Trace:
+    """All rows of one metric set, as in a `Batch`, which holds fewer; `masks` bool[c, n]."""
+
+    metric_set: MetricSet
+    time_ns: npt.NDArray[np.int64]
+    columns: tuple[npt.NDArray[Any], ...]
+    masks: npt.NDArray[np.bool_]
+
+    def chunks(self, rows: int) -> Iterator[Batch]:
+        """Cut into batches of `rows`."""
+        for start in range(0, len(self.time_ns), rows):
+            yield self._cut(start, start + rows)
+
+    def between(self, start_ns: int, end_ns: int) -> Batch:
+        """The rows in [start_ns, end_ns)."""
+        first, last = np.searchsorted(self.time_ns, [start_ns, end_ns]).tolist()
+        return self._cut(first, last)
+
+    def _cut(self, first: int, last: int) -> Batch:
+        part = slice(first, last)
+        times = self.time_ns[part]
+        return Batch(
+            self.metric_set,
+            times,
+            np.arange(first, first + len(times), dtype=np.int64),
+            tuple(column[part] for column in self.columns),
+            np.packbits(self.masks[:, part], axis=1, bitorder="little"),
+        )
+
+    def sealed(self) -> Iterator[Batch]:
+        """Cut as the store does."""
+        return self.chunks(CHUNK_S // PERIODS_S[self.metric_set.cadence])
+
+    def series(self) -> Iterator[tuple[str, npt.NDArray[np.int64], npt.NDArray[Any]]]:
+        """(metric, times in ns, values) of each metric that has a value."""
+        for metric, column, mask in zip(
+            self.metric_set.metrics, self.columns, self.masks, strict=True
+        ):
+            if mask.any():
+                yield metric.name, self.time_ns[mask], column[mask]
+
+
+def day(model: str = "h100", seconds: int = DAY_S) -> list[Trace]:
+    """One trace a metric set."""
     simulator = Simulator(
         node="day",
         gpus=1,
@@ -54,10 +98,10 @@ def day(model: str = "h100", seconds: int = DAY_S) -> list[Batch]:
             if second % period == 0:
                 simulator.sweep(cadence, T0 + second * NS_PER_S, rings)
     random = np.random.default_rng(SEED)
-    return [_batch(cadence, rings[SET_BY_CADENCE[cadence]], random) for cadence in PERIODS_S]
+    return [_trace(cadence, rings[SET_BY_CADENCE[cadence]], random) for cadence in PERIODS_S]
 
 
-def _batch(cadence: Cadence, rows: _Rows, random: np.random.Generator) -> Batch:
+def _trace(cadence: Cadence, rows: _Rows, random: np.random.Generator) -> Trace:
     metric_set = SET_BY_CADENCE[cadence]
     n = len(rows.values)
     late_us = random.exponential(LATENESS_MEAN_US, n).astype(np.int64)
@@ -67,34 +111,9 @@ def _batch(cadence: Cadence, rows: _Rows, random: np.random.Generator) -> Batch:
         masks.append([value is not None for value in values])
         present = [0 if value is None else value for value in values]
         columns.append(np.array(present, DTYPES[metric.storage.value]))
-    valid = np.packbits(np.array(masks), axis=1, bitorder="little")
-    return Batch(metric_set, times, np.arange(n, dtype=np.int64), tuple(columns), valid)
-
-
-def chunks(batch: Batch, seconds: int) -> Iterator[Batch]:
-    """`batch` in pieces of `seconds`, each at least one row long."""
-    rows = max(seconds // PERIODS_S[batch.metric_set.cadence], 1)
-    masks = [batch.mask(j) for j in range(len(batch.columns))]
-    for start in range(0, len(batch), rows):
-        part = slice(start, start + rows)
-        bits = np.array([mask[part] for mask in masks])
-        yield Batch(
-            batch.metric_set,
-            batch.time_ns[part],
-            batch.sequence[part],
-            tuple(column[part] for column in batch.columns),
-            np.packbits(bits, axis=1, bitorder="little"),
-        )
+    return Trace(metric_set, times, tuple(columns), np.array(masks))
 
 
 def samples(batch: Batch) -> int:
     """Values that are there: of one metric at one time each."""
     return sum(int(batch.mask(j).sum()) for j in range(len(batch.columns)))
-
-
-def values_of(batch: Batch) -> Iterator[tuple[str, npt.NDArray[np.int64], npt.NDArray[Any]]]:
-    """(metric, times in ns, values) of each metric that has one."""
-    for j, metric in enumerate(batch.metric_set.metrics):
-        mask = batch.mask(j)
-        if mask.any():
-            yield metric.name, batch.time_ns[mask], batch.columns[j][mask]

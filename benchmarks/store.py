@@ -36,15 +36,16 @@ import uvloop
 
 from benchmarks import day_trace, report
 from benchmarks.copy import Database, server
+from benchmarks.day_trace import Trace
 from gputel import wire
 from gputel.batch import Batch
 from gputel.catalog import METRIC_SETS
-from gputel.clock import SYSTEM_CLOCK, ManualClock
+from gputel.clock import NS_PER_S, SYSTEM_CLOCK, ManualClock
 from gputel.store import Store, hot, schema
 from gputel.store.maintain import Maintainer
 from gputel.store.partitions import Partitions
 from gputel.store.settings import DatabaseSettings, StoreSettings
-from gputel.store.times import DAY_NS, HOUR_NS, NS_PER_S, to_datetime
+from gputel.store.times import DAY_NS, HOUR_NS, to_datetime
 
 HOUR_S = 3600
 COMPACTED_GPUS = 64
@@ -140,7 +141,7 @@ def insert_until_told(settings: DatabaseSettings, time_ns: int, pipe: Pipe) -> N
             server_settings={"synchronous_commit": "off"},
         )
         insert = "INSERT INTO sample_hot_fast (gpu_id, time, epoch, sequence) VALUES (1, $1, 2, $2)"
-        at, took = to_datetime(time_ns), []
+        at, took = to_datetime(time_ns), list[float]()
         await session.execute(insert, at, 0)
         pipe.send("ready")
         while not pipe.poll():
@@ -219,22 +220,24 @@ async def compaction(database: Database, batches: Sequence[Batch], rounds: int) 
     )
 
 
-async def sizes(database: Database, day: Sequence[Batch], gpus: int) -> None:
+async def sizes(database: Database, day: Sequence[Trace], gpus: int) -> None:
     """A day, hour by hour, as the sink and the maintainer keep it."""
     store = database.store
     await empty(store, gpus)
-    expected = facts(day, gpus)
+    batches: list[Batch] = []
     clock = ManualClock(SYSTEM_CLOCK.time_ns())
     maintainer = Maintainer(store, StoreSettings(), clock)
     first_ns = int(day[0].time_ns[0]) // HOUR_NS * HOUR_NS
     for hour_ns in range(first_ns, first_ns + DAY_NS + HOUR_NS, HOUR_NS):
-        piece = [_within(batch, hour_ns, hour_ns + HOUR_NS) for batch in day]
-        await load(store, piece, gpus)
+        hour = [trace.between(hour_ns, hour_ns + HOUR_NS) for trace in day]
+        batches += hour
+        await load(store, hour, gpus)
         clock.advance(2 * HOUR_S)
         await maintainer.round()
     for _ in range(2):
         clock.advance(DAY_NS / NS_PER_S)
         await maintainer.round()
+    expected = facts(batches, gpus)
     correct = all([expected.same(await stored(store, view)) for view in ("gpu_minute", "gpu_hour")])
     correct &= expected.same(await decoded(store))
     samples = sum(expected.counts.values())
@@ -251,11 +254,6 @@ async def sizes(database: Database, day: Sequence[Batch], gpus: int) -> None:
         report.emit(figure, float(size_bytes) / samples, "B", correct, gpus=gpus, **target)
 
 
-def _within(batch: Batch, start_ns: int, end_ns: int) -> Batch:
-    first, last = np.searchsorted(batch.time_ns, [start_ns, end_ns])
-    return day_trace.cut(batch, int(first), int(last))
-
-
 async def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.store",
@@ -268,7 +266,7 @@ async def main() -> None:
     arguments = parser.parse_args()
     day = day_trace.day()
     hour_ns = (int(day[0].time_ns[0]) // HOUR_NS + 1) * HOUR_NS
-    hour = [_within(batch, hour_ns, hour_ns + HOUR_NS) for batch in day]
+    hour = [trace.between(hour_ns, hour_ns + HOUR_NS) for trace in day]
     async with server() as database:
         await compaction(database, hour, arguments.rounds)
         await sizes(database, day, arguments.gpus)

@@ -15,9 +15,11 @@ from gputel.batch import DTYPES, Batch
 from gputel.broker import Delivery
 from gputel.catalog import BY_NAME, SET_OF, Metric
 from gputel.errors import NotFound
-from gputel.inventory import Gpu
+from gputel.inventory import EventKind, Gpu, ProcessSample
 from gputel.store.buckets import Aggregate, Buckets, Grid
+from gputel.store.events import EventPage, EventRow
 from gputel.store.latest import Latest
+from gputel.store.processes import ProcessPage
 from gputel.store.query import GpuRow, NodeRow, Series, TelemetryPage
 
 
@@ -28,6 +30,8 @@ class MemoryQuery:
     rows: list[GpuRow] = field(default_factory=list)
     #: (gpu_id, metric name) -> [(time_ns, value)]
     history: dict[tuple[int, str], list[tuple[int, float]]] = field(default_factory=dict)
+    ran: list[ProcessSample] = field(default_factory=list)
+    happened: list[EventRow] = field(default_factory=list)
     fault: Exception | None = None
     asked: list[dict[str, object]] = field(default_factory=list)
 
@@ -114,6 +118,29 @@ class MemoryQuery:
                 )
             )
         return TelemetryPage(tuple(series), None)
+
+    async def processes(
+        self, row: GpuRow, *, start_ns: int, end_ns: int, limit: int, cursor: str | None = None
+    ) -> ProcessPage:
+        self._check()
+        self.asked.append({"start_ns": start_ns, "limit": limit, "cursor": cursor})
+        ran = [s for s in self.ran if s.gpu_uuid == row.gpu.uuid and start_ns <= s.time_ns < end_ns]
+        return ProcessPage(tuple(ran[:limit]), None)
+
+    async def events(
+        self,
+        *,
+        start_ns: int,
+        end_ns: int,
+        kinds: Sequence[EventKind] | None = None,
+        gpu: str | None = None,
+        node: str | None = None,
+        limit: int,
+        cursor: str | None = None,
+    ) -> EventPage:
+        self._check()
+        self.asked.append({"kinds": kinds, "gpu": gpu, "node": node, "cursor": cursor})
+        return EventPage(tuple(self.happened[:limit]), None)
 
     async def latest(
         self, metrics: Sequence[Metric], gpu_ids: Sequence[int] | None = None

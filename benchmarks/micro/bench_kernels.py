@@ -133,20 +133,20 @@ def test_ring_push_one(benchmark: Any) -> None:
 @pytest.mark.parametrize("n", [1, 10, 600])
 def test_chunk_encode(benchmark: Any, n: int) -> None:
     batch = batch_of(n)
-    calibrated(benchmark, "python", n * len(FAST.metrics), "values")
+    calibrated(benchmark, "memory", n * len(FAST.metrics), "values")
     assert same(wire.decode_chunk(benchmark(wire.encode_batch, batch)), batch)
 
 
 @pytest.mark.parametrize("n", [1, 10, 600])
 def test_chunk_decode(benchmark: Any, n: int) -> None:
     batch = batch_of(n)
-    calibrated(benchmark, "python", n * len(FAST.metrics), "values")
+    calibrated(benchmark, "memory", n * len(FAST.metrics), "values")
     assert same(benchmark(wire.decode_chunk, wire.encode_batch(batch)), batch)
 
 
 def test_chunk_header(benchmark: Any) -> None:
     payload = wire.encode_batch(batch_of(600))
-    calibrated(benchmark, "python", 1, "chunks")
+    calibrated(benchmark, "memory", 1, "chunks")
     header = benchmark(wire.read_chunk_header, payload)
     assert (header.samples, header.t0_ns) == (600, T0)
 

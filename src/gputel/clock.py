@@ -27,6 +27,10 @@ class Clock(Protocol):
         """Monotonic time, nanoseconds; only differences mean something."""
         ...
 
+    def thread_cpu_ns(self) -> int:
+        """CPU time of the calling thread, nanoseconds; only differences mean something."""
+        ...
+
     async def sleep(self, delay_s: float) -> None:
         """Return after at least `delay_s` seconds (at once when <= 0)."""
         ...
@@ -41,6 +45,9 @@ class SystemClock:
     def monotonic_ns(self) -> int:
         return time.monotonic_ns()
 
+    def thread_cpu_ns(self) -> int:
+        return time.thread_time_ns()
+
     async def sleep(self, delay_s: float) -> None:
         await asyncio.sleep(max(delay_s, 0.0))
 
@@ -51,12 +58,21 @@ class ManualClock:
     def __init__(self, time_ns: int = 1_700_000_000 * NS_PER_S) -> None:
         self._time_ns = time_ns
         self._monotonic_ns = 0
+        self._cpu_ns = 0
 
     def time_ns(self) -> int:
         return self._time_ns
 
     def monotonic_ns(self) -> int:
         return self._monotonic_ns
+
+    def thread_cpu_ns(self) -> int:
+        return self._cpu_ns
+
+    def spend(self, cpu_s: float) -> None:
+        """Let the thread have used `cpu_s` seconds of CPU, while both clocks go on."""
+        self._cpu_ns += round(cpu_s * NS_PER_S)
+        self.advance(cpu_s)
 
     def advance(self, delay_s: float) -> None:
         """Move both clocks forward by `delay_s` seconds."""

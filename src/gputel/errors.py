@@ -43,6 +43,14 @@ class SourceUnavailable(GputelError):
     """A source that can't be opened: no driver, no GPU, no such library."""
 
 
+class CommandNotFound(GputelError):
+    """A program that `gputel sim run` shall start and that isn't there."""
+
+
+class CommandNotExecutable(GputelError):
+    """A program that `gputel sim run` shall start and that the system refuses to execute."""
+
+
 class PortInUse(GputelError):
     """An address that another process listens on already."""
 

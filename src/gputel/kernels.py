@@ -1,8 +1,8 @@
 """The only door to the kernels.
 
-    ring, columns, codec, minutes, pgcopy    native (gputel._native), or the readable twins
-                                             (gputel._reference) where
-                                             GPUTEL_KERNELS=reference asks for them
+    ring, columns, codec, minutes, pgcopy, nvml    native (gputel._native), or the readable
+                                                   twins (gputel._reference) where
+                                                   GPUTEL_KERNELS=reference asks for them
 
 A native module that is missing is an ImportError, never a silent slow path. The variable is
 read here and not in `gputel.config`, because it decides what this module consists of.
@@ -11,10 +11,12 @@ read here and not in `gputel.config`, because it decides what this module consis
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from gputel._reference.pgcopy import FieldType
 from gputel.chunks import ChunkHeader, DecodedChunk
+from gputel.plan import Plan
 from gputel.rows import MinuteStatistics, Sealed, WhenFull, row_dtype
 
 NATIVE = os.environ.get("GPUTEL_KERNELS") != "reference"
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._native.columns import Columns
     from gputel._native.minutes import minute_statistics
+    from gputel._native.nvml import Sweeper
     from gputel._native.pgcopy import CopyStream
     from gputel._native.ring import Ring
 elif NATIVE:
@@ -30,6 +33,7 @@ elif NATIVE:
         from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
         from gputel._native.columns import Columns
         from gputel._native.minutes import minute_statistics
+        from gputel._native.nvml import Sweeper
         from gputel._native.pgcopy import CopyStream
         from gputel._native.ring import Ring
     except ImportError as error:
@@ -42,8 +46,18 @@ else:
     from gputel._reference.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._reference.columns import Columns
     from gputel._reference.minutes import minute_statistics
+    from gputel._reference.nvml import Sweeper
     from gputel._reference.pgcopy import CopyStream
     from gputel._reference.ring import Ring
+
+
+def nvml_sweeper(
+    plans: Sequence[Plan], nvml: Any, functions: Mapping[str, int], devices: int
+) -> Sweeper:
+    """The sweep of up to `devices` GPUs. The native one calls `functions` (addresses by name),
+    the twin the same functions through `nvml` (pynvml, or what behaves like it)."""
+    return Sweeper(plans, functions if NATIVE else nvml, devices)
+
 
 __all__ = [
     "NATIVE",
@@ -55,10 +69,12 @@ __all__ = [
     "MinuteStatistics",
     "Ring",
     "Sealed",
+    "Sweeper",
     "WhenFull",
     "decode_chunk",
     "encode_chunk",
     "minute_statistics",
+    "nvml_sweeper",
     "read_chunk_header",
     "row_dtype",
 ]

@@ -125,6 +125,7 @@ class Sink:
         counter("gputel_sink_frames", "Frames stored", lambda: self.done.frames)
         counter("gputel_sink_rows", "Rows stored", lambda: self.done.rows)
         counter("gputel_sink_chunks", "Chunks stored as they were", lambda: self.done.chunks)
+        counter("gputel_sink_processes", "Process samples stored", lambda: self.done.processes)
         counter("gputel_sink_bytes", "Bytes of the frames stored", lambda: self.done.size_bytes)
         counter("gputel_sink_commits", "Transactions committed", lambda: self.commits)
         counter(

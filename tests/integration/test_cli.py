@@ -53,6 +53,9 @@ def fails(code: int, *arguments: str, **variables: str) -> str:
         ["migrate"],
         ["config"],
         ["config", "check"],
+        ["sim"],
+        ["sim", "path"],
+        ["sim", "run"],
         ["version"],
     ],
 )

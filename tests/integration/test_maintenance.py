@@ -200,6 +200,7 @@ async def test_partitions_are_made_ahead(store: Store) -> None:
         "sample_chunk": 2,
         "rollup_1m": 2,
         "rollup_1h": 2,
+        "process_sample": 2,
     }
 
 

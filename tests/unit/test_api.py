@@ -18,7 +18,9 @@ from gputel.api.routes import ROUTES
 from gputel.catalog import METRICS
 from gputel.clock import NS_PER_S, ManualClock
 from gputel.errors import DatabaseUnavailable, QueryInvalid
+from gputel.inventory import Event, EventKind, ProcessKind, ProcessSample
 from gputel.observe import Health, Telemetry
+from gputel.store.events import EventRow
 from serving import MemoryQuery, gpu_row
 
 NOW_NS = 1_700_000_000 * NS_PER_S
@@ -148,6 +150,54 @@ def test_a_step_gives_whole_buckets(client: Any) -> None:
 def test_a_step_that_is_none(client: Any, question: str, parameter: str) -> None:
     body = problem(client.simulate_get(f"/api/v1/gpus/1/telemetry?{question}"), 400)
     assert body["parameter"] == parameter
+
+
+def test_processes_of_a_gpu(client: Any, query: MemoryQuery) -> None:
+    seen = ProcessSample(NOW_NS - 5, "GPU-0001", 4711, ProcessKind.COMPUTE, 2**33, 97, name=HOSTILE)
+    query.ran = [seen, ProcessSample(NOW_NS - 5, "GPU-0002", 1, ProcessKind.MPS)]
+    answer = client.simulate_get("/api/v1/gpus/1/processes?limit=3").json
+    assert answer["gpu"]["uuid"] == "GPU-0001"
+    assert answer["processes"] == [
+        {
+            "time": "2023-11-14T22:13:19.999999Z",
+            "pid": 4711,
+            "kind": "compute",
+            "name": HOSTILE,
+            "cgroup": "",
+            "container_id": "",
+            "memory_used_bytes": 2**33,
+            "sm_utilization_percent": 97,
+            "memory_utilization_percent": None,
+            "encoder_utilization_percent": None,
+            "decoder_utilization_percent": None,
+        }
+    ]
+    assert answer["next_cursor"] is None
+    assert query.asked[-1]["limit"] == 3
+    problem(client.simulate_get("/api/v1/gpus/99/processes"), 404)
+
+
+def test_events_and_their_filters(client: Any, query: MemoryQuery) -> None:
+    query.happened = [EventRow(9, "node-a", Event(NOW_NS, EventKind.XID, "GPU-0001", 79, "lost"))]
+    answer = client.simulate_get("/api/v1/events?kind=xid,lost,xid&gpu=1&node=node-a").json
+    assert answer["events"] == [
+        {
+            "id": 9,
+            "time": "2023-11-14T22:13:20Z",
+            "node": "node-a",
+            "gpu_uuid": "GPU-0001",
+            "kind": "xid",
+            "code": 79,
+            "message": "lost",
+        }
+    ]
+    kinds = [EventKind.XID, EventKind.LOST]
+    assert query.asked[-1] == {"kinds": kinds, "gpu": "1", "node": "node-a", "cursor": None}
+    assert client.simulate_get("/api/v1/events").status_code == 200
+    assert query.asked[-1]["kinds"] is None
+    answer = problem(client.simulate_get("/api/v1/events?kind=party"), 400)
+    assert answer["parameter"] == "kind"
+    assert "xid" in answer["allowed"]
 
 
 def test_telemetry_takes_dcgm_names_and_defaults(client: Any, query: MemoryQuery) -> None:

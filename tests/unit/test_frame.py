@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from gputel import limits, wire
 from gputel._proto.gputel.telemetry.v1 import frame_pb2
 from gputel.errors import FrameCorrupt, FrameTooLarge
-from gputel.inventory import Event, EventKind, Gpu
+from gputel.inventory import Event, EventKind, Gpu, ProcessKind, ProcessSample
 
 GPU = Gpu("GPU-1", "node-1", 3, "nvidia3", "0000:1a:00.0", "H100", "1650", "Tesla", "96.00", "550",
           "12.550", 2**36)  # fmt: skip
+PROCESS = ProcessSample(5, "GPU-1", 4711, ProcessKind.COMPUTE, 2**33, 97, 40, 0, 1, "python",
+                        "/kubepods.slice/x.scope", "c0ffee")  # fmt: skip
 FRAME = wire.Frame(
     producer="collector:node-1",
     epoch=2**62,
@@ -26,6 +28,7 @@ FRAME = wire.Frame(
     inventory=(GPU, replace(GPU, uuid="GPU-2", memory_total_bytes=None)),
     events=tuple(Event(i, kind, "GPU-1", -i, "text") for i, kind in enumerate(EventKind)),
     traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    processes=tuple(replace(PROCESS, kind=kind) for kind in ProcessKind),
 )
 
 
@@ -38,6 +41,13 @@ def test_round_trip() -> None:
 def test_zero_bytes_of_memory_are_not_unknown_memory() -> None:
     frame = replace(FRAME, inventory=(replace(GPU, memory_total_bytes=0),))
     assert wire.decode_frame(wire.encode_frame(frame)).inventory[0].memory_total_bytes == 0
+
+
+def test_an_idle_process_is_not_one_of_which_nothing_is_known() -> None:
+    unknown = ProcessSample(5, "GPU-1", 1, ProcessKind.MPS)
+    idle = replace(unknown, memory_used_bytes=0, sm_utilization_percent=0)
+    frame = replace(FRAME, processes=(unknown, idle))
+    assert wire.decode_frame(wire.encode_frame(frame)).processes == (unknown, idle)
 
 
 def test_the_cap_is_exact() -> None:
@@ -65,6 +75,11 @@ def encoded(**changes: Any) -> bytes:
         else:
             setattr(message, name, value)
     return message.SerializeToString()
+
+
+def process(**changes: Any) -> frame_pb2.ProcessSample:
+    fields = {"gpu_uuid": "GPU-1", "pid": 1, "kind": "compute"}
+    return frame_pb2.ProcessSample(**{**fields, **changes})
 
 
 @pytest.mark.parametrize(
@@ -95,6 +110,15 @@ def encoded(**changes: Any) -> bytes:
         ({"events": [frame_pb2.GpuEvent(kind="party")]}, "event kind 'party'"),
         ({"events": [frame_pb2.GpuEvent(kind="xid", message="x" * 5000)]}, "message: longer"),
         ({"events": [frame_pb2.GpuEvent(kind="xid")] * 4097}, "events: 4097"),
+        ({"processes": [process(kind="party")]}, "process kind 'party'"),
+        ({"processes": [process(gpu_uuid="")]}, "gpu_uuid: missing"),
+        ({"processes": [process(pid=0)]}, "pid: 0"),
+        ({"processes": [process(pid=2**31)]}, "pid: 2147483648"),
+        ({"processes": [process(name="a\0b")]}, "name: contains a NUL"),
+        ({"processes": [process(cgroup="x" * 513)]}, "cgroup: longer"),
+        ({"processes": [process(memory_used_bytes=2**63)]}, "memory_used_bytes"),
+        ({"processes": [process(sm_utilization_percent=101)]}, "sm_utilization_percent: 101"),
+        ({"processes": [process()] * 4097}, "processes: 4097"),
     ],
 )
 def test_absurd_values_are_named(changes: dict[str, Any], text: str) -> None:

@@ -203,8 +203,8 @@ def test_a_log_without_header_needs_its_columns(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"\x00\x01\x02" * 99, "neither a DCGM"),
-        (b"hello\nworld\n", "neither a DCGM"),
+        (b"\x00\x01\x02" * 99, "neither a capture, a DCGM"),
+        (b"hello\nworld\n", "neither a capture, a DCGM"),
         (b"\xff\xfet\x00", "UTF-16"),
         (b"\x1f\x8b\x08", "compressed"),
         (b"timestamp,metric_name,gpu_id\n", "without the columns value"),

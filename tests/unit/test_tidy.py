@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     path
-    for pattern in ("*.py", "*.pyx", "*.pxd", "*.pyi", "*.h")
+    for pattern in ("*.py", "*.pyx", "*.pxd", "*.pyi", "*.h", "*.c")
     for path in (ROOT / "src" / "gputel").rglob(pattern)
     if "_proto" not in path.parts
 )

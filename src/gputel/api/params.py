@@ -76,6 +76,25 @@ def integer(name: str, description: str, *, low: int, high: int, default: int) -
     return Parameter(name, description, schema, parse, str(default))
 
 
+def choices(name: str, description: str, allowed: Sequence[str]) -> Parameter:
+    """Comma-separated words out of `allowed`; a tuple, or None when absent."""
+
+    def parse(value: str, now_ns: int) -> tuple[str, ...]:
+        words = [word.strip() for word in value.split(",", len(allowed))]
+        for word in words:
+            if word not in allowed:
+                raise QueryInvalid(name, f"{_shown(word)} is not known", allowed=tuple(allowed))
+        return tuple(dict.fromkeys(words))
+
+    schema = {
+        "type": "array",
+        "items": {"type": "string", "enum": list(allowed)},
+        "minItems": 1,
+        "maxItems": len(allowed),
+    }
+    return Parameter(name, description, schema, parse)
+
+
 def flag(name: str, description: str) -> Parameter:
     """`true` or `false`; absent is false."""
 

@@ -11,6 +11,7 @@ from gputel import __version__, limits
 from gputel.api import params, views
 from gputel.clock import Clock
 from gputel.errors import DatabaseUnavailable, QueryInvalid
+from gputel.inventory import EventKind
 from gputel.observe import Health
 from gputel.store.buckets import Aggregate
 
@@ -74,10 +75,7 @@ async def _gpu(request: Request) -> views.Json:
 
 async def _telemetry(request: Request) -> views.Json:
     arguments = request.arguments
-    start_ns: int = arguments["start_time"]
-    end_ns: int = arguments["end_time"]
-    if start_ns >= end_ns:
-        raise QueryInvalid("end_time", "must be later than start_time")
+    start_ns, end_ns = _range(request)
     step_ns: int | None = arguments["step"]
     aggregate: Aggregate | None = arguments["agg"]
     if step_ns is None and aggregate is not None:
@@ -108,6 +106,44 @@ async def _telemetry(request: Request) -> views.Json:
     return views.telemetry(row, page, start_ns, end_ns)
 
 
+def _range(request: Request) -> tuple[int, int]:
+    start_ns: int = request.arguments["start_time"]
+    end_ns: int = request.arguments["end_time"]
+    if start_ns >= end_ns:
+        raise QueryInvalid("end_time", "must be later than start_time")
+    return start_ns, end_ns
+
+
+async def _processes(request: Request) -> views.Json:
+    arguments = request.arguments
+    start_ns, end_ns = _range(request)
+    row = await request.query.gpu(arguments["id"])
+    page = await request.query.processes(
+        row,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        limit=arguments["limit"],
+        cursor=arguments["cursor"],
+    )
+    return views.processes(row, page, start_ns, end_ns)
+
+
+async def _events(request: Request) -> views.Json:
+    arguments = request.arguments
+    start_ns, end_ns = _range(request)
+    kinds: tuple[str, ...] | None = arguments["kind"]
+    page = await request.query.events(
+        start_ns=start_ns,
+        end_ns=end_ns,
+        kinds=None if kinds is None else [EventKind(kind) for kind in kinds],
+        gpu=arguments["gpu"],
+        node=arguments["node"],
+        limit=arguments["limit"],
+        cursor=arguments["cursor"],
+    )
+    return views.events(page, start_ns, end_ns)
+
+
 async def _metrics(request: Request) -> views.Json:
     return views.catalog()
 
@@ -133,6 +169,20 @@ async def _pipeline(request: Request) -> views.Json:
 
 _GPU_ID = params.text(
     "id", "The GPU's number in this store, or its UUID.", chars_max=128, where="path"
+)
+_RANGE = (
+    params.time("start_time", "From here on, included.", default="-1h"),
+    params.time("end_time", "Until here, excluded.", default="now"),
+)
+_ROWS_PAGE = (
+    params.integer(
+        "limit",
+        "Rows on a page.",
+        low=1,
+        high=limits.QUERY_ROWS_MAX,
+        default=limits.QUERY_ROWS_DEFAULT,
+    ),
+    params.cursor(),
 )
 
 ROUTES: Final = (
@@ -177,8 +227,7 @@ ROUTES: Final = (
         _telemetry,
         (
             _GPU_ID,
-            params.time("start_time", "From here on, included.", default="-1h"),
-            params.time("end_time", "Until here, excluded.", default="now"),
+            *_RANGE,
             params.metrics("metrics", "Only these; all when absent."),
             params.step(
                 "step",
@@ -194,6 +243,30 @@ ROUTES: Final = (
                 default=limits.QUERY_POINTS_DEFAULT,
             ),
             params.cursor(),
+        ),
+    ),
+    Route(
+        "/api/v1/gpus/{id}/processes",
+        "listProcesses",
+        "processes",
+        "What ran on one GPU, oldest first",
+        "Processes",
+        _processes,
+        (_GPU_ID, *_RANGE, *_ROWS_PAGE),
+    ),
+    Route(
+        "/api/v1/events",
+        "listEvents",
+        "events",
+        "What happened to the GPUs and their collectors, newest first",
+        "Events",
+        _events,
+        (
+            *_RANGE,
+            params.choices("kind", "Only events of these kinds.", [k.value for k in EventKind]),
+            params.text("gpu", "Only of the GPU with this number or UUID.", chars_max=128),
+            params.text("node", "Only of this node."),
+            *_ROWS_PAGE,
         ),
     ),
     Route(

@@ -14,11 +14,14 @@ import orjson
 
 from gputel.catalog import BY_NAME, METRICS, Cadence, Kind, Metric, Unit
 from gputel.clock import NS_PER_S, rfc3339
+from gputel.inventory import EventKind, ProcessKind
 from gputel.store.buckets import Aggregate
 
 if TYPE_CHECKING:
     from gputel.store.buckets import Grid
+    from gputel.store.events import EventPage
     from gputel.store.latest import Latest
+    from gputel.store.processes import ProcessPage
     from gputel.store.query import GpuRow, NodeRow, Series, TelemetryPage
 
 Json = dict[str, Any]
@@ -103,6 +106,53 @@ def _series(series: Series) -> Json:
     }
 
 
+def processes(row: GpuRow, page: ProcessPage, start_ns: int, end_ns: int) -> Json:
+    """What ran on one GPU."""
+    return {
+        "gpu": gpu(row),
+        "start_time": rfc3339(start_ns),
+        "end_time": rfc3339(end_ns),
+        "processes": [
+            {
+                "time": rfc3339(sample.time_ns),
+                "pid": sample.pid,
+                "kind": sample.kind.value,
+                "name": sample.name,
+                "cgroup": sample.cgroup,
+                "container_id": sample.container_id,
+                "memory_used_bytes": sample.memory_used_bytes,
+                "sm_utilization_percent": sample.sm_utilization_percent,
+                "memory_utilization_percent": sample.memory_utilization_percent,
+                "encoder_utilization_percent": sample.encoder_utilization_percent,
+                "decoder_utilization_percent": sample.decoder_utilization_percent,
+            }
+            for sample in page.samples
+        ],
+        "next_cursor": page.next_cursor,
+    }
+
+
+def events(page: EventPage, start_ns: int, end_ns: int) -> Json:
+    """What happened; `gpu_uuid` is empty when it happened to the collector itself."""
+    return {
+        "start_time": rfc3339(start_ns),
+        "end_time": rfc3339(end_ns),
+        "events": [
+            {
+                "id": row.event_id,
+                "time": rfc3339(row.event.time_ns),
+                "node": row.node,
+                "gpu_uuid": row.event.gpu_uuid,
+                "kind": row.event.kind.value,
+                "code": row.event.code,
+                "message": row.event.message,
+            }
+            for row in page.events
+        ],
+        "next_cursor": page.next_cursor,
+    }
+
+
 def metric(known: Metric) -> Json:
     """One row of the catalog."""
     return {
@@ -178,6 +228,7 @@ _CURSOR: Final[Json] = {
     "type": ["string", "null"],
     "description": "Send it as `cursor` to get the next page; null on the last.",
 }
+_PERCENT: Final[Json] = {"type": ["integer", "null"], "minimum": 0, "maximum": 100}
 _METRIC_NAME: Final[Json] = {"type": "string", "enum": list(BY_NAME)}
 _UNIT: Final[Json] = {"type": "string", "enum": [unit.value for unit in Unit]}
 _KIND: Final[Json] = {"type": "string", "enum": [kind.value for kind in Kind]}
@@ -236,6 +287,51 @@ SCHEMAS: Final[Mapping[str, Json]] = {
         },
         "step_s",
         "agg",
+    ),
+    "Processes": _object(
+        {
+            "gpu": _ref("Gpu"),
+            "start_time": _TIME,
+            "end_time": _TIME,
+            "processes": _list(
+                _object(
+                    {
+                        "time": _TIME,
+                        "pid": _COUNT,
+                        "kind": {"type": "string", "enum": [kind.value for kind in ProcessKind]},
+                        "name": _TEXT,
+                        "cgroup": _TEXT,
+                        "container_id": _TEXT,
+                        "memory_used_bytes": {"type": ["integer", "null"], "minimum": 0},
+                        "sm_utilization_percent": _PERCENT,
+                        "memory_utilization_percent": _PERCENT,
+                        "encoder_utilization_percent": _PERCENT,
+                        "decoder_utilization_percent": _PERCENT,
+                    }
+                )
+            ),
+            "next_cursor": _CURSOR,
+        }
+    ),
+    "Events": _object(
+        {
+            "start_time": _TIME,
+            "end_time": _TIME,
+            "events": _list(
+                _object(
+                    {
+                        "id": _COUNT,
+                        "time": _TIME,
+                        "node": _TEXT,
+                        "gpu_uuid": _TEXT,
+                        "kind": {"type": "string", "enum": [kind.value for kind in EventKind]},
+                        "code": {"type": "integer"},
+                        "message": _TEXT,
+                    }
+                )
+            ),
+            "next_cursor": _CURSOR,
+        }
     ),
     "Metric": _object(
         {

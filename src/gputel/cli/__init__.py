@@ -11,11 +11,12 @@ import importlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from gputel import __version__, errors
-from gputel.cli import broker, exporter, query, recordings
+from gputel.cli import broker, exporter, query, recordings, sim
 from gputel.cli.arguments import (
     EXIT_CODES,
     FORCED,
@@ -43,12 +44,14 @@ examples:
   gputel up --source replay:dump.csv --once --speed max
   gputel doctor                                    what is wrong, and what to do
   gputel config check gputel.yaml                  the effective configuration
+  gputel sim run --gpus 16 -- nvitop --once        any program on simulated GPUs
 
 exit codes:
   0 done   1 internal error   2 usage   3 configuration   4 input file or directory
   5 port or data directory in use   6 database unavailable   7 broker unavailable
   8 this machine lacks something   9 doctor found problems   10 API unavailable
   130 forced by a second Ctrl-C
+  sim run: the program's own; 126 it can't be executed, 127 there is none
 """
 
 
@@ -119,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add_common(migrate)
     migrate.set_defaults(run=_migrate)
     _add_config(commands)
+    sim.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.add_argument("--json", action="store_true", help="one line of JSON")
     version.set_defaults(run=_version)
@@ -198,7 +202,8 @@ def _service(arguments: argparse.Namespace) -> int:
     supervised = arguments.ready_fd is not None
     config = None if supervised else load(arguments)
     module = importlib.import_module(f"gputel.services.{arguments.service}")
-    run(arguments.service, module.serve, config, arguments.ready_fd)
+    reload = None if supervised else partial(load, arguments)
+    run(arguments.service, module.serve, config, arguments.ready_fd, reload)
     return OK
 
 

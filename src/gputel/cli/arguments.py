@@ -31,6 +31,8 @@ EXIT_CODES: Final = {
     "SourceUnavailable": 8,
     "KernelsUnavailable": 8,
     "ApiUnavailable": 10,
+    "CommandNotExecutable": 126,
+    "CommandNotFound": 127,
 }
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from gputel import limits, wire
 from gputel.batch import Batch
 from gputel.catalog import MetricSet
 from gputel.clock import NS_PER_S
-from gputel.inventory import Event, Gpu
+from gputel.inventory import Event, Gpu, ProcessSample
 from gputel.kernels import Columns
 from gputel.sources import Rings
+
+T = TypeVar("T")
 
 INVENTORY_PERIOD_S: Final = 60
 CHUNK_OVERHEAD_BYTES: Final = 16  # protobuf's tags and lengths around a chunk
 UUID_OVERHEAD_BYTES: Final = 48
+PROCESS_OVERHEAD_BYTES: Final = 72  # of a process besides its texts
 
 
 class Sealed(NamedTuple):
@@ -37,18 +40,27 @@ class Draft:
     events: tuple[Event, ...]
     rows: int
     newest_ns: int
+    processes: tuple[ProcessSample, ...] = ()
 
 
 class Batcher:
     """Holds the columns between the rings and the frames; used on one thread."""
 
-    def __init__(self, rings: Rings, gpus: Sequence[Gpu], capacity_samples: int) -> None:
+    def __init__(
+        self, rings: Rings, gpus: Sequence[Gpu], capacity_samples: int, *, encodes: bool = True
+    ) -> None:
         self._rings = rings
+        self._encodes = encodes  # False where nothing is published: chunks are empty
         self._columns: Mapping[MetricSet, Columns] = {
             metric_set: Columns(metric_set.storages, len(gpus), capacity_samples)
             for metric_set in rings
         }
         self._sealed: list[Sealed] = []
+
+    def grow(self, gpus: int) -> None:
+        """Make room for the rows of GPUs that were added."""
+        for columns in self._columns.values():
+            columns.grow(gpus)
 
     def drain(self) -> int:
         """Empty the rings into the columns; returns the rows moved."""
@@ -73,7 +85,8 @@ class Batcher:
     def _seal(self, metric_set: MetricSet, columns: Columns) -> None:
         for part in columns.seal():
             batch = Batch(metric_set, part.time_ns, part.sequence, part.columns, part.valid)
-            self._sealed.append(Sealed(part.gpu, batch, wire.encode_batch(batch)))
+            chunk = wire.encode_batch(batch) if self._encodes else b""
+            self._sealed.append(Sealed(part.gpu, batch, chunk))
 
 
 class Framer:
@@ -82,6 +95,11 @@ class Framer:
     def __init__(self, gpus: Sequence[Gpu]) -> None:
         self.gpus = gpus
         self._told_at_ns: dict[tuple[str, int], int] = {}
+
+    def grow(self, gpus: Sequence[Gpu]) -> None:
+        """Take the GPUs as they are known now, and tell the inventory again."""
+        self.gpus = gpus
+        self._told_at_ns.clear()
 
     def frames(
         self, sealed: Sequence[Sealed], events: Sequence[Event], now_ns: int, *, repeat: bool
@@ -94,11 +112,24 @@ class Framer:
         left = list(events)
         for unit, parts in units.items():
             inventory = self._inventory(unit, now_ns, repeat=repeat)
-            for chosen in _pack(parts):
+            for chosen in _pack(parts, _chunk_bytes, limits.FRAME_BYTES_TARGET):
                 yield self._draft(unit[0], chosen, inventory, left)
                 inventory, left = (), []
         if left and self.gpus:
             yield Draft(self.gpus[0].node, (), (), tuple(left), 0, now_ns)
+
+    def process_frames(self, samples: Sequence[ProcessSample]) -> Iterator[Draft]:
+        """Frames that hold processes alone: they come rarely, and would make others too large."""
+        nodes = {gpu.uuid: gpu.node for gpu in self.gpus}
+        by_node: dict[str, list[ProcessSample]] = {}
+        for sample in samples:
+            # A MIG device need not be a slot of its own; a live source is of one node.
+            node = nodes.get(sample.gpu_uuid, self.gpus[0].node)
+            by_node.setdefault(node, []).append(sample)
+        for node, found in by_node.items():
+            for chosen in _pack(found, _process_bytes, limits.FRAME_BYTES_TARGET):
+                newest_ns = max(sample.time_ns for sample in chosen)
+                yield Draft(node, (), (), (), 0, newest_ns, tuple(chosen))
 
     def _inventory(self, unit: tuple[str, int], now_ns: int, *, repeat: bool) -> tuple[Gpu, ...]:
         told_ns = self._told_at_ns.get(unit)
@@ -127,12 +158,23 @@ class Framer:
         )
 
 
-def _pack(parts: list[Sealed]) -> Iterator[list[Sealed]]:
-    chosen: list[Sealed] = []
+def _chunk_bytes(part: Sealed) -> int:
+    return len(part.chunk) + CHUNK_OVERHEAD_BYTES + UUID_OVERHEAD_BYTES
+
+
+def _process_bytes(sample: ProcessSample) -> int:
+    texts = len(sample.name.encode()) + len(sample.cgroup.encode()) + len(sample.container_id)
+    return texts + UUID_OVERHEAD_BYTES + PROCESS_OVERHEAD_BYTES
+
+
+def _pack(
+    parts: Sequence[T], size_of: Callable[[T], int], size_bytes_max: int
+) -> Iterator[list[T]]:
+    chosen: list[T] = []
     size_bytes = 0
     for part in parts:
-        cost = len(part.chunk) + CHUNK_OVERHEAD_BYTES + UUID_OVERHEAD_BYTES
-        if chosen and size_bytes + cost > limits.FRAME_BYTES_TARGET:
+        cost = size_of(part)
+        if chosen and size_bytes + cost > size_bytes_max:
             yield chosen
             chosen, size_bytes = [], 0
         chosen.append(part)

@@ -16,15 +16,17 @@ import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from gputel.broker import BrokerClient
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
 from gputel.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK, Clock
+from gputel.collector.attribution import Attribution, AttributionSettings
 from gputel.collector.batcher import Batcher, Framer
+from gputel.collector.driver import describe_driver
 from gputel.collector.exporter import Exporter, ExporterSettings
 from gputel.collector.exporter.latest import lifetime_ns
 from gputel.collector.outbox import Outbox
+from gputel.collector.processes import ProcessAccounting
 from gputel.collector.sampler import Sampler
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import GputelError
@@ -32,12 +34,20 @@ from gputel.inventory import Event, EventKind, Gpu
 from gputel.kernels import Ring, WhenFull
 from gputel.observe import Health, Telemetry
 from gputel.sources import Source
+from gputel.sources.nvml_mig import mig_parent
+from gputel.sources.source import Hardware
+
+if TYPE_CHECKING:  # without a broker, gRPC's 12 MB stay out
+    from gputel.broker import BrokerClient
 
 log = logging.getLogger(__name__)
 
 FLUSH_DEADLINE_S: Final = 5.0
 THREAD_DEADLINE_S: Final = 3.0
 FINITE_EPOCH: Final = 1
+#: Where nothing is published nothing is sealed for a frame: the exporter's values may be this
+#: old. Each round costs about a millisecond.
+STANDALONE_FLUSH_MS_MIN: Final = 500
 
 
 class Collector:
@@ -54,9 +64,14 @@ class Collector:
         clock: Clock = SYSTEM_CLOCK,
         *,
         exporter: ExporterSettings | None = None,
+        attribution: AttributionSettings | None = None,
     ) -> None:
         self._settings = settings
         self.source = source
+        self._flush_ms = settings.flush_ms
+        if broker is None:
+            self._flush_ms = max(self._flush_ms, STANDALONE_FLUSH_MS_MIN)
+        self._hardware = source if isinstance(source, Hardware) else None
         self._broker = broker
         self._topic = topic
         self._clock = clock
@@ -73,6 +88,10 @@ class Collector:
         self.gpus: Sequence[Gpu] = ()
         self.exporter = Exporter(exporter or ExporterSettings(), clock)
         self.outbox: Outbox | None = None
+        self.processes: ProcessAccounting | None = None
+        self.attribution: Attribution | None = None
+        self._add_label_providers(attribution, telemetry)
+        self._accounting: asyncio.Task[None] | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -86,6 +105,24 @@ class Collector:
             "gputel_collector_tick_lateness_seconds", "How late a sweep began"
         )
         self._describe(telemetry, health)
+
+    def _add_label_providers(
+        self, attribution: AttributionSettings | None, telemetry: Telemetry
+    ) -> None:
+        if self._settings.processes:
+            self.processes = ProcessAccounting(
+                self.source,
+                self._clock,
+                telemetry,
+                period_s=1 / self._settings.slow_hz,
+                publish=self._broker is not None,
+            )
+            self.exporter.add(self.processes)
+        # A recording's GPUs are not in this machine.
+        if attribution is not None and attribution.mode != "off" and not self._replay:
+            mig_lookup = mig_parent if self.source.name == "nvml" else None
+            self.attribution = Attribution(attribution, self._clock, telemetry, mig_lookup)
+            self.exporter.add(self.attribution)
 
     @property
     def finished(self) -> bool:
@@ -113,13 +150,36 @@ class Collector:
                 self._topic, producer, epoch, pending_bytes=self._settings.pending_bytes
             )
             self.outbox = Outbox(publisher, producer, epoch, live=self._live)
-        self._batcher = Batcher(self.rings, self.gpus, self._capacity())
+        self._batcher = Batcher(
+            self.rings, self.gpus, self._capacity(), encodes=self._broker is not None
+        )
         self._framer = Framer(self.gpus)
         self._sampler = Sampler(
-            self.source, self.rings, self._swept, self._observe_late_s, self._clock
+            self.source,
+            self.rings,
+            self._swept,
+            self._observe_late_s,
+            self._clock,
+            self._settings.cpu_budget_percent / 100,
         )
+        if self.processes is not None:
+            account = self.processes.run(lambda: self.gpus)
+            self._accounting = asyncio.create_task(account, name="processes")
+        if self.attribution is not None:
+            self.attribution.start(lambda: self.gpus)
+        self.poll(self._settings.polling)
         self._pump = asyncio.create_task(self._run(), name="collector-pump")
         self._sampler.start()
+
+    @property
+    def polling(self) -> bool:
+        """False while the driver is not called, on request."""
+        return self._sampler is None or not self._sampler.paused
+
+    def poll(self, wanted: bool) -> None:
+        """Call the driver, or don't: the service stays up, its values turn stale."""
+        if self._sampler is not None:
+            (self._sampler.resume if wanted else self._sampler.pause)()
 
     async def stop(self) -> None:
         """Stop the source, publish what it has brought, wait for the acknowledgements."""
@@ -129,9 +189,12 @@ class Collector:
             ended = await asyncio.to_thread(self._sampler.stop, THREAD_DEADLINE_S)
             if not ended:
                 log.warning("the sampler hangs in the driver; leaving it behind")
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+        tasks = [task for task in (self._pump, self._accounting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.attribution is not None:
+            await self.attribution.stop()
         if self._sampler is not None:
             with contextlib.suppress(GputelError):
                 await self._last_words()
@@ -143,7 +206,7 @@ class Collector:
         # The unsealed part of a finite step is not published: its frame would carry a
         # sequence that the whole step will carry after a restart.
         if self._live:
-            self._batcher.drain()
+            self._drain()
             await self._publish()
         if self.outbox is not None and not await self.outbox.publisher.flush(FLUSH_DEADLINE_S):
             left = self.outbox.publisher.pending_messages
@@ -153,7 +216,7 @@ class Collector:
         if self._replay:
             return 64
         fastest_hz = self._settings.fast_hz
-        return min(1024, max(16, math.ceil(4 * fastest_hz * self._settings.flush_ms / 1000)))
+        return min(1024, max(16, math.ceil(4 * fastest_hz * self._flush_ms / 1000)))
 
     # -- the thread's side -------------------------------------------------------------
 
@@ -172,24 +235,34 @@ class Collector:
     # -- the loop's side ---------------------------------------------------------------
 
     async def _run(self) -> None:
-        period_s = self._settings.flush_ms / 1000
+        period_s = self._flush_ms / 1000
         try:
             while True:
                 if self._replay:
                     await self._wanted.wait()
                     self._wanted.clear()
-                    self._rows += self._batcher.drain()
+                    self._drain()
                     if self._seal_wanted:
                         await self._publish()
                         self._seal_wanted = False
                     self._go_on.set()
                 else:
                     await self._clock.sleep(period_s)
-                    self._rows += self._batcher.drain()
+                    self._drain()
                     await self._publish()
         except GputelError as failure:
             self._failure = failure
             log.error("publishing stopped: %s", failure)
+
+    def _drain(self) -> None:
+        if self._hardware is not None:
+            gpus = self.source.open()
+            if gpus != self.gpus:  # some were added: before the first rows of theirs
+                self.gpus = gpus
+                self._batcher.grow(len(gpus))
+                self._framer.grow(gpus)
+                self.exporter.inventory(gpus)
+        self._rows += self._batcher.drain()
 
     async def _publish(self) -> None:
         sealed = self._batcher.seal()
@@ -197,6 +270,8 @@ class Collector:
         for part in sealed:
             self.exporter.update(part.slot, part.batch, now_ns)
         events = list(self.source.events())
+        if self._sampler is not None:
+            events += self._sampler.journal.take()
         self._export(events, now_ns)
         if self.outbox is None:
             return
@@ -204,6 +279,9 @@ class Collector:
         events = self.outbox.owed_events(wall_ns) + events
         for draft in self._framer.frames(sealed, events, wall_ns, repeat=self._live):
             await self.outbox.send(draft, wall_ns)
+        if self.processes is not None:
+            for draft in self._framer.process_frames(self.processes.take()):
+                await self.outbox.send(draft, wall_ns)
 
     def _export(self, events: Sequence[Event], now_ns: int) -> None:
         self.exporter.observe(events, now_ns)
@@ -212,8 +290,10 @@ class Collector:
 
     def _expect(self) -> None:
         """Tell the exporter how long a value lives."""
-        periods_ns = {} if self._replay else self.source.cadences()
-        waits_ns = self._settings.flush_ms * NS_PER_MS
+        periods_ns = {} if self._replay else dict(self.source.cadences())
+        if self._sampler is not None and not self._replay:
+            periods_ns |= {c: ticks.period_ns for c, ticks in self._sampler.ticks.items()}
+        waits_ns = self._flush_ms * NS_PER_MS
         self.exporter.expect(
             {
                 metric_set: lifetime_ns(metric_set.cadence, periods_ns.get(metric_set.cadence))
@@ -274,6 +354,19 @@ class Collector:
             "Measured rate of sweeps",
             lambda: self._by_cadence("effective_hz"),
         )
+        gauge(
+            "gputel_collector_period_seconds",
+            "Sampling period now; longer than configured where that costs too much",
+            lambda: self._by_cadence("period_s"),
+        )
+        gauge(
+            "gputel_collector_paused",
+            "1 while driver calls are stopped on request",
+            lambda: int(not self.polling),
+        )
+        if self._hardware is not None:
+            describe_driver(self._hardware, lambda: self._sampler, telemetry, health)
+        health.ready("polling", lambda: None if self.polling else "paused on request")
         health.live("sampler", lambda: self._sampler.problem() if self._sampler else None)
         health.live("publisher", lambda: str(self._failure) if self._failure else None)
         health.ready("broker", self._broker_problem)

@@ -7,12 +7,14 @@ memory is full, the oldest frames go, counted, and the next frame says so in a G
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gputel import wire
-from gputel.broker import Publisher
 from gputel.collector.batcher import Draft
 from gputel.inventory import Event, EventKind
+
+if TYPE_CHECKING:
+    from gputel.broker import Publisher
 
 
 class _Sent(NamedTuple):
@@ -58,6 +60,7 @@ class Outbox:
             gpus=draft.gpus,
             inventory=draft.inventory,
             events=draft.events,
+            processes=draft.processes,
         )
         payload = wire.encode_frame(frame)
         if self._live:

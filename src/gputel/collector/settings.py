@@ -39,6 +39,12 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     slow_hz: Hz = 1 / 30
     #: How often the driver's own buffer of samples is emptied.
     drain_hz: Hz = 1
+    #: A cadence that takes more than this of a core is asked less often, and says so.
+    cpu_budget_percent: Annotated[float, msgspec.Meta(gt=0, le=100)] = 1
+    #: false: make no driver calls. Read again on SIGHUP; SIGUSR1 toggles it.
+    polling: bool = True
+    #: At each slow sweep, look which processes use the GPUs: memory, utilisation, container.
+    processes: bool = False
     #: A sample waits at most this long for others before it is published.
     flush_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 100
     #: Rows of each ring between the sampler and the batcher.

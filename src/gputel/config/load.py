@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 import yaml
 
+from gputel.collector.attribution.settings import compile_patterns
 from gputel.config.listen import is_loopback, parse_address
 from gputel.config.settings import SECRETS, SECTIONS, Config
 from gputel.config.values import KEYS, Given, convert, dotted, nearest, unknown_key
@@ -42,8 +43,18 @@ DCGM_EXPORTER: Final[Mapping[str, KeyPath]] = {
     "DCGM_EXPORTER_REPLACE_BLANKS_IN_MODEL_NAME": ("exporter", "replace_blanks_in_model_name"),
     "DCGM_EXPORTER_XID_COUNT_WINDOW_SIZE": ("exporter", "xid_window_ms"),
     "DCGM_EXPORTER_CLOCK_EVENTS_COUNT_WINDOW_SIZE": ("exporter", "clock_events_window_ms"),
+    "DCGM_EXPORTER_KUBERNETES": ("attribution", "mode"),
+    "DCGM_EXPORTER_KUBERNETES_ENABLE_POD_UID": ("attribution", "pod_uid"),
+    "DCGM_EXPORTER_KUBERNETES_POD_LABEL_ALLOWLIST_REGEX": ("attribution", "pod_labels"),
+    "DCGM_POD_RESOURCES_KUBELET_SOCKET": ("attribution", "pod_resources_socket"),
+    "DCGM_HPC_JOB_MAPPING_DIR": ("attribution", "hpc_job_mapping_dir"),
     # Kubernetes' downward API; in a pod the host's name is the pod's.
     "NODE_NAME": ("source", "node"),
+}
+#: Switches there, here the value that a key gets when they are on.
+SWITCHES: Final[Mapping[str, str]] = {
+    "DCGM_EXPORTER_NO_HOSTNAME": "null",
+    "DCGM_EXPORTER_KUBERNETES": "labels",
 }
 
 Values = dict[KeyPath, Given]
@@ -56,6 +67,11 @@ def read_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name.startswith(PREFIX) or name in DCGM_EXPORTER
     }
+
+
+def inherited_environment() -> dict[str, str]:
+    """All of the process's variables, for a program that takes its place."""
+    return dict(os.environ)
 
 
 def default_data_dir() -> Path:
@@ -119,7 +135,7 @@ def effective(
     if errors:
         return None, errors
     config = _build(converted, present)
-    errors = _check_addresses(config, values)
+    errors = _check_addresses(config, values) + _check_patterns(config, values)
     return (None if errors else config), errors
 
 
@@ -161,9 +177,8 @@ def _from_environment(
 ) -> None:
     for variable, path in DCGM_EXPORTER.items():
         value = environment.get(variable, "")
-        if variable == "DCGM_EXPORTER_NO_HOSTNAME":
-            # It is a switch there, the name of the label here.
-            value = "null" if value.lower() in ("1", "t", "true") else ""
+        if variable in SWITCHES:
+            value = SWITCHES[variable] if value.lower() in ("1", "t", "true") else ""
         if value:
             values[path] = Given(value, variable, text=True)
     names = {PREFIX + "__".join(path).upper(): path for path in KEYS}
@@ -207,6 +222,16 @@ def _check_addresses(config: Config, values: Values) -> list[ConfigError]:
             )
             errors.append(ConfigError(dotted(path), message, origin=origin))
     return errors
+
+
+def _check_patterns(config: Config, values: Values) -> list[ConfigError]:
+    path = ("attribution", "pod_labels")
+    try:
+        compile_patterns(config.attribution.pod_labels)
+    except ValueError as error:
+        origin = values[path].origin if path in values else "defaults"
+        return [ConfigError(dotted(path), str(error), origin=origin)]
+    return []
 
 
 def dump(config: Config) -> str:

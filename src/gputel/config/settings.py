@@ -9,6 +9,7 @@ import msgspec
 from gputel import limits
 from gputel.api.settings import ApiSettings
 from gputel.broker.settings import BrokerSettings
+from gputel.collector.attribution.settings import AttributionSettings
 from gputel.collector.exporter.settings import ExporterSettings
 from gputel.collector.settings import CollectorSettings
 from gputel.sources.settings import SourceSettings
@@ -57,6 +58,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     source: SourceSettings = SourceSettings()
     collector: CollectorSettings = CollectorSettings()
     exporter: ExporterSettings = ExporterSettings()
+    attribution: AttributionSettings = AttributionSettings()
     message_queue: MessageQueueSettings = MessageQueueSettings()
     broker: BrokerSettings = BrokerSettings()
     database: DatabaseSettings | None = None
@@ -72,6 +74,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "source": SourceSettings,
     "collector": CollectorSettings,
     "exporter": ExporterSettings,
+    "attribution": AttributionSettings,
     "message_queue": MessageQueueSettings,
     "broker": BrokerSettings,
     "database": DatabaseSettings,

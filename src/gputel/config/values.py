@@ -79,7 +79,7 @@ def convert(path: Path, given: Given) -> Any:
     if path == ("collector", "listen") and isinstance(value, str) and value.startswith(":"):
         # dcgm-exporter's way to say: on all addresses. `insecure` has still to be said.
         value = f"0.0.0.0{value}"  # noqa: S104
-    if given.text and path == ("stream", "origins"):
+    if given.text and _is_list(path):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if given.text and value in ("", "null") and _optional(path):
         return None
@@ -100,6 +100,10 @@ def allowed_text(path: Path) -> str:
     if path in _ALLOWED:
         return ", ".join(_ALLOWED[path])
     return describe(KEYS[path]) + (" or max" if path == ("source", "speed") else "")
+
+
+def _is_list(path: Path) -> bool:
+    return isinstance(inspect.type_info(KEYS[path]), inspect.VarTupleType)
 
 
 def _optional(path: Path) -> bool:

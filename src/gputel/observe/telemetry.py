@@ -11,7 +11,7 @@ from typing import Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import Histogram, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
@@ -67,6 +67,7 @@ class Telemetry:
             shutdown_on_exit=False,
             views=[
                 View(
+                    instrument_type=Histogram,
                     instrument_name="gputel_*_seconds",
                     aggregation=ExplicitBucketHistogramAggregation(list(histogram_bounds)),
                 )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+
 from gputel import broker
 from gputel.catalog import Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector.collector import Collector
 from gputel.collector.exporter import OWN_METRICS_PATH, exporter_app
 from gputel.config import Config
+from gputel.errors import GputelError
 from gputel.services.process import Process
+from gputel.services.simulate import is_simulated
 from gputel.sources import Source
 from gputel.sources.opening import open_source
+
+log = logging.getLogger(__name__)
 
 
 async def serve(process: Process) -> None:
@@ -29,6 +36,7 @@ async def serve(process: Process) -> None:
             process.telemetry,
             process.health,
             exporter=config.exporter,
+            attribution=config.attribution,
         )
         own = process.telemetry if config.exporter.own_metrics else None
         app = exporter_app(collector.exporter, config.exporter.profile, own)
@@ -43,12 +51,22 @@ async def serve(process: Process) -> None:
                     "reason": reason(config.source.kind, source),
                 }
                 process.ready(collector=status.url, facts=facts)
+                process.on_signal(signal.SIGUSR1, lambda: collector.poll(not collector.polling))
+                process.on_signal(signal.SIGHUP, lambda: _reload(process, collector))
                 await process.until_stopped()
             finally:
                 await collector.stop()
     finally:
         if client is not None:
             await client.close()
+
+
+def _reload(process: Process, collector: Collector) -> None:
+    """Read the configuration again; what may change while we run is `collector.polling`."""
+    try:
+        collector.poll(process.reload().collector.polling)
+    except GputelError as error:
+        log.error("the configuration was not read again: %s", error)
 
 
 def source_of(config: Config) -> Source:
@@ -60,7 +78,7 @@ def source_of(config: Config) -> Source:
         Cadence.DRAIN: config.collector.drain_hz,
     }
     periods_ns = {cadence: round(NS_PER_S / hz) for cadence, hz in rates_hz.items()}
-    return open_source(config.source, periods_ns)
+    return open_source(config.source, periods_ns, processes=config.collector.processes)
 
 
 def reason(kind: str, source: Source) -> str:
@@ -68,5 +86,5 @@ def reason(kind: str, source: Source) -> str:
     if kind != "auto":
         return f"chosen by source.kind {kind}"
     if source.name == "nvml":
-        return "an NVIDIA driver is here"
+        return f"{'the simulated' if is_simulated() else 'an'} NVIDIA driver is here"
     return "no NVIDIA driver here, so the GPUs are simulated"

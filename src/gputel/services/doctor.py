@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from gputel.config import Config, parse_address
 from gputel.limits import MIB
+from gputel.services.simulate import is_simulated
 from gputel.services.state import (
     FREE_BYTES_MIN,
     UpState,
@@ -87,6 +88,8 @@ def _driver(kind: str) -> Check:
         if kind == "nvml":
             return Check("driver", False, finding, "install the driver, or use --source sim")
         return Check("driver", True, f"{finding}; GPUs are simulated with --source auto")
+    if is_simulated():
+        return Check("driver", True, "libnvidia-ml.so.1 is the simulated one (`gputel sim`)")
     return Check("driver", True, "libnvidia-ml.so.1 is here")
 
 

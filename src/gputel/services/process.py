@@ -38,7 +38,13 @@ ORPHAN_GRACE_S = 1.5
 class Process:
     """What a service's main is given."""
 
-    def __init__(self, service: str, config: Config, ready_fd: int | None) -> None:
+    def __init__(
+        self,
+        service: str,
+        config: Config,
+        ready_fd: int | None,
+        reload: Callable[[], Config] | None = None,
+    ) -> None:
         self.service = service
         self.config = config
         #: Set when this process shall stop.
@@ -48,6 +54,19 @@ class Process:
         self.telemetry = Telemetry(service, otlp_endpoint=config.observe.otlp_endpoint)
         self.health = Health(service)
         self._ready_fd = ready_fd
+        self._reload = reload
+
+    def reload(self) -> Config:
+        """The configuration as its file says now. ConfigError."""
+        if self._reload is None:
+            raise GputelError(
+                "this process was configured by its supervisor", hint="restart `gputel up`"
+            )
+        return self._reload()
+
+    def on_signal(self, number: signal.Signals, act: Callable[[], None]) -> None:
+        """Call `act` on the event loop whenever the signal comes."""
+        asyncio.get_running_loop().add_signal_handler(number, act)
 
     @property
     def data_dir(self) -> Path:
@@ -112,8 +131,15 @@ class Process:
 Serve = Callable[[Process], Awaitable[None]]
 
 
-def run(service: str, serve: Serve, config: Config | None, ready_fd: int | None = None) -> None:
-    """Run a service until it is told to stop. GputelError says why it can't go on.
+def run(
+    service: str,
+    serve: Serve,
+    config: Config | None,
+    ready_fd: int | None = None,
+    reload: Callable[[], Config] | None = None,
+) -> None:
+    """Run a service until it is told to stop. GputelError says why it can't go on. `reload`
+    reads the configuration again.
 
     Under a supervisor (`ready_fd`) the configuration comes from standard input, which is
     read only here, after the imports: children load side by side and start in order.
@@ -129,7 +155,7 @@ def run(service: str, serve: Serve, config: Config | None, ready_fd: int | None 
     gc.freeze()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(service, serve, config, ready_fd))
+            runner.run(_run(Process(service, config, ready_fd, reload), serve))
     except GputelError as error:
         if ready_fd is not None:
             _tell(ready_fd, encode_failure(error))
@@ -139,12 +165,13 @@ def run(service: str, serve: Serve, config: Config | None, ready_fd: int | None 
         raise
 
 
-async def _run(service: str, serve: Serve, config: Config, ready_fd: int | None) -> None:
-    process = Process(service, config, ready_fd)
+async def _run(process: Process, serve: Serve) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stopping.set)
-    lifeline = asyncio.create_task(_lifeline(process)) if ready_fd is not None else None
+    # Its default would end the process: a service that has no use for it lets it pass.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    lifeline = asyncio.create_task(_lifeline(process)) if process.supervised else None
     try:
         await serve(process)
     finally:

@@ -1,47 +1,53 @@
 """The driver's own numbers, through NVML.
 
-A GPU that is lost is told once and left alone, with growing pauses between the attempts to
-find it again by its UUID; the others go on.
+    sampler's thread   sweeps, by the native kernel; looks for lost and new GPUs
+    watch              sees calls that do not return (`watch`, called by the sampler)
+    nvml-events        waits for XID, ECC and other events
+
+A GPU that is lost or stuck is told once and left alone, with growing pauses between the
+attempts to find it again by its UUID; the others go on.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from gputel.catalog import SET_BY_CADENCE, Cadence
+from gputel import kernels
+from gputel.catalog import METRIC_SETS, SET_BY_CADENCE, Cadence
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
 from gputel.errors import SourceUnavailable
 from gputel.inventory import Event, EventKind, Gpu, ProcessSample
+from gputel.kernels import Sweeper
 from gputel.limits import GPUS_PER_NODE_MAX
-from gputel.sources.nvml_device import TIMEOUT, UNSUPPORTED, Device, GpuLost
-from gputel.sources.nvml_inventory import describe, text
-from gputel.sources.source import Rings
+from gputel.plan import FUNCTIONS, STALLED_NS, Note, Outcome, Plan, classify
+from gputel.sources import nvml_library
+from gputel.sources.journal import Journal
+from gputel.sources.nvml_events import XID, DriverEvent, EventWatch
+from gputel.sources.nvml_plan import make_plan
+from gputel.sources.nvml_processes import CallRefused, ProcessReader
+from gputel.sources.nvml_roster import BACK_OFF_MAX_S, NODE, Busy, Roster
+from gputel.sources.source import Abandoned, CallCost, Rings
 
-BACK_OFF_MIN_S: Final = 1
-BACK_OFF_MAX_S: Final = 60
-EVENTS_PER_CALL_MAX: Final = 256
-_ENERGY: Final = "energy_millijoules"
+#: After these the driver must not be called for that GPU: fallen off the bus, GSP timeout,
+#: GSP error (NVIDIA's XID catalogue).
+FATAL_XIDS: Final = frozenset({79, 119, 120})
+CLOSE_TIMEOUT_S: Final = 1.5
+RESETS_TOLD_PERIOD_S: Final = 60
+
+MakeSweeper = Callable[[Sequence[Plan], Any, Mapping[str, int], int], Sweeper]
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Slot:
-    gpu: Gpu
-    device: Device
-    sequences: dict[Cadence, int] = field(default_factory=lambda: dict.fromkeys(Cadence, 0))
-    lost: bool = False
-    pause_s: int = BACK_OFF_MIN_S
-    probe_at_ns: int = 0
-    failed: bool = False  # an unexpected exception was logged
+class DriverWithoutGpu(SourceUnavailable):
+    """There is a driver, and it shows no GPU that can be opened: no reason to simulate any."""
 
 
 class Nvml:
-    """All GPUs of this node. `module` is pynvml, or None to import it when it is opened."""
+    """All GPUs of this node. `module` is pynvml, or None to load it with `library`."""
 
     name = "nvml"
     identity: str | None = None
@@ -51,21 +57,33 @@ class Nvml:
         *,
         node: str,
         periods_ns: Mapping[Cadence, int],
+        library: str = "",
+        processes: bool = False,
         module: Any = None,
+        make_sweeper: MakeSweeper = kernels.nvml_sweeper,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.description = "NVML"
         self._node = node
         self._periods_ns = dict(periods_ns)
+        self._library = library
+        self._wants_processes = processes
         self._nvml: Any = module
+        self._make_sweeper = make_sweeper
         self._clock = clock
-        self._slots: list[_Slot] = []
+        self._journal = Journal(clock)
         self._opened = False
-        self._event_set: Any = None
-        self._events: list[Event] = []
+        self._problem: str | None = None
+        self._discovered_ns = 0
+        self._resets_told: dict[tuple[int, int, int], int] = {}
+        self._readers: dict[int, ProcessReader] = {}
+        self._processes_ns: dict[int, int] = {}
+        self._processes: list[ProcessSample] = []
+
+    # ---- Opening and closing ------------------------------------------------------------------
 
     def open(self) -> Sequence[Gpu]:
-        """Every GPU of the node, by NVML index. SourceUnavailable: no driver, no GPU."""
+        """Every GPU of the node, by slot. SourceUnavailable: no driver, no GPU."""
         if not self._opened:
             self._initialise()
             try:
@@ -73,200 +91,247 @@ class Nvml:
             except BaseException:
                 self.close()
                 raise
-        return tuple(slot.gpu for slot in self._slots)
+        return self._roster.gpus
 
     def _initialise(self) -> None:
         if self._nvml is None:
-            try:
-                self._nvml = importlib.import_module("pynvml")
-            except ImportError as error:
-                raise SourceUnavailable(
-                    f"source nvml: the module pynvml can't be imported: {error}",
-                    hint="install nvidia-ml-py",
-                ) from error
-        try:
+            self._nvml = nvml_library.load(self._library)
+        else:
             self._nvml.nvmlInit()
-        except self._nvml.NVMLError as error:
-            raise SourceUnavailable(
-                f"source nvml: the driver can't be reached: {error}",
-                hint="install or load the NVIDIA driver, or use sim or replay:PATH",
-            ) from error
         self._opened = True
+        nvml = self._nvml
+
+        def address(symbol: str) -> int:
+            return nvml_library.address(nvml, symbol)
+
+        plans = [make_plan(metric_set, nvml, address) for metric_set in METRIC_SETS]
+        functions = {symbol: address(symbol) for symbol in FUNCTIONS}
+        self._sweeper = self._make_sweeper(plans, nvml, functions, GPUS_PER_NODE_MAX)
+        self._event_watch = EventWatch(nvml, self._driver_event)
+        self._roster = Roster(
+            nvml, self._node, self._sweeper, self._event_watch, self._journal, self._clock
+        )
 
     def _discover(self) -> None:
         nvml = self._nvml
+        self._event_watch.open()
         try:
-            count = nvml.nvmlDeviceGetCount()
+            count = self._roster.discover(self._sweeper.turn, first=True)
         except nvml.NVMLError as error:
             raise SourceUnavailable(f"source nvml: GPUs can't be counted: {error}") from error
-        if count > GPUS_PER_NODE_MAX:
-            _log.warning("nvml: %d GPUs, the first %d are read", count, GPUS_PER_NODE_MAX)
-        for index in range(min(count, GPUS_PER_NODE_MAX)):
-            try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                gpu = describe(nvml, handle, self._node, index)
-            except nvml.NVMLError as error:
-                _log.warning("nvml: GPU %d can't be opened, it is left out: %s", index, error)
-                continue
-            self._slots.append(_Slot(gpu, Device(nvml, handle, gpu.uuid)))
-        if not self._slots:
-            raise SourceUnavailable(
-                "source nvml: the driver shows no GPU that can be opened",
+        if not self._roster.slots:
+            raise (DriverWithoutGpu if count else SourceUnavailable)(
+                f"source nvml: the driver counts {count} GPUs and shows none that can be opened",
                 hint="see nvidia-smi, or use sim or replay:PATH",
             )
-        first = self._slots[0].gpu
-        self.description = f"{len(self._slots)} {first.model}, driver {first.driver_version}"
-        try:
-            self._event_set = nvml.nvmlEventSetCreate()
-        except nvml.NVMLError as error:
-            _log.warning("nvml: no events, XID errors stay unseen: %s", error)
-        for slot in self._slots:
-            self._register(slot)
-
-    def _register(self, slot: _Slot) -> None:
-        nvml = self._nvml
-        if self._event_set is None:
-            return
-        try:
-            nvml.nvmlDeviceRegisterEvents(
-                slot.device.handle, nvml.nvmlEventTypeXidCriticalError, self._event_set
-            )
-        except nvml.NVMLError as error:
-            _log.warning("nvml: %s: XID errors stay unseen: %s", slot.gpu.uuid, error)
-
-    def cadences(self) -> Mapping[Cadence, int]:
-        """All but DRAIN, with the configured periods."""
-        return {c: period for c, period in self._periods_ns.items() if c is not Cadence.DRAIN}
-
-    def sweep(self, cadence: Cadence, time_ns: int, rings: Rings, lateness_us: int = 0) -> bool:
-        """One row of every GPU that answers."""
-        metric_set = SET_BY_CADENCE[cadence]
-        ring = rings[metric_set]
-        for number, slot in enumerate(self._slots):
-            if slot.lost and not self._found_again(slot, time_ns):
-                continue
-            try:
-                values = slot.device.read(metric_set.metrics, self._clock.monotonic_ns())
-            except GpuLost as error:
-                self._lose(slot, time_ns, error.code)
-                continue
-            except Exception:  # a driver that answers nonsense must not stop the other GPUs
-                if not slot.failed:
-                    _log.exception("nvml: %s: the sweep failed", slot.gpu.uuid)
-                slot.failed = True
-                values = [None] * len(metric_set.metrics)
-            if cadence is Cadence.FAST:
-                self._check_energy(slot, time_ns, values[_ENERGY_COLUMN])
-            sequence = slot.sequences[cadence]
-            slot.sequences[cadence] = sequence + 1
-            ring.push(time_ns, number, sequence, lateness_us, values)
-        return False
-
-    def _check_energy(self, slot: _Slot, time_ns: int, value: int | float | None) -> None:
-        if value is None:
-            return
-        before, slot.device.energy_mj = slot.device.energy_mj, int(value)
-        if before is not None and value < before:
-            self._event(
-                slot, time_ns, EventKind.COUNTER_RESET, 0, f"{_ENERGY} from {before} to {value}"
-            )
-
-    def _event(self, slot: _Slot, time_ns: int, kind: EventKind, code: int, message: str) -> None:
-        self._events.append(Event(time_ns, kind, slot.gpu.uuid, code, message))
-
-    def _lose(self, slot: _Slot, time_ns: int, code: int) -> None:
-        slot.lost = True
-        slot.pause_s = BACK_OFF_MIN_S
-        self._pause(slot)
-        message = f"the driver lost the GPU (NVML return {code})"
-        self._event(slot, time_ns, EventKind.LOST, code, message)
-        _log.error("nvml: %s: %s", slot.gpu.uuid, message)
-
-    def _pause(self, slot: _Slot) -> None:
-        slot.probe_at_ns = self._clock.monotonic_ns() + slot.pause_s * NS_PER_S
-        slot.pause_s = min(2 * slot.pause_s, BACK_OFF_MAX_S)
-
-    def _found_again(self, slot: _Slot, time_ns: int) -> bool:
-        if self._clock.monotonic_ns() < slot.probe_at_ns:
-            return False
-        handle = self._resolve(slot.gpu.uuid)
-        if handle is None:
-            self._pause(slot)
-            return False
-        slot.device.release()
-        slot.device.attach(handle)
-        slot.lost = False
-        self._register(slot)
-        self._event(slot, time_ns, EventKind.RESTORED, 0, "the GPU answers again")
-        _log.warning("nvml: %s: the GPU answers again", slot.gpu.uuid)
-        return True
-
-    def _resolve(self, uuid: str) -> Any:
-        """A handle that answers, or None; a handle alone proves nothing."""
-        nvml = self._nvml
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-        except nvml.NVMLError:
-            return None
-        try:
-            nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2)
-        except nvml.NVMLError as error:
-            if int(error.value) not in UNSUPPORTED:
-                return None
-        return handle
-
-    def events(self) -> Sequence[Event]:
-        """XID errors that wait in the driver, and what sweeps have noticed."""
-        for _ in range(EVENTS_PER_CALL_MAX if self._event_set is not None else 0):
-            try:
-                data = self._nvml.nvmlEventSetWait_v2(self._event_set, 0)
-            except self._nvml.NVMLError as error:
-                if int(error.value) != TIMEOUT:
-                    _log.debug("nvml: no event read: %s", error)
-                break
-            self._xid(data)
-        events, self._events = self._events, []
-        return events
-
-    def _xid(self, data: Any) -> None:
-        xid = int(data.eventData)
-        try:
-            uuid = text(self._nvml.nvmlDeviceGetUUID(data.device))
-        except self._nvml.NVMLError:
-            uuid = ""  # the GPU is gone already; the event is the node's
-        for slot in self._slots:
-            if slot.gpu.uuid == uuid:
-                slot.device.xid_last = xid
-        now_ns = self._clock.time_ns() // 1000 * 1000
-        self._events.append(Event(now_ns, EventKind.XID, uuid, xid, f"XID {xid}"))
-
-    def processes(self) -> Sequence[ProcessSample]:
-        """None are read."""
-        return ()
-
-    @property
-    def exhausted(self) -> bool:
-        """A driver never ends."""
-        return False
+        first = self._roster.gpus[0]
+        self.description = f"{len(self._roster.slots)} {first.model}, driver {first.driver_version}"
+        self._event_watch.start()
 
     def close(self) -> None:
-        """Release the driver. A second call does nothing."""
+        """Release the driver, unless a thread hangs in it. A second call does nothing."""
         if not self._opened:
             return
         self._opened = False
-        for slot in self._slots:
-            slot.device.release()
-        self._slots = []
-        event_set, self._event_set = self._event_set, None
-        try:
-            if event_set is not None:
-                self._nvml.nvmlEventSetFree(event_set)
-        except self._nvml.NVMLError as error:
-            _log.debug("nvml: event set not freed: %s", error)
+        self._sweeper.close()
+        ended = self._event_watch.close(CLOSE_TIMEOUT_S)
+        if not ended or any(self._sweeper.is_busy(slot) for slot in range(NODE + 1)):
+            _log.warning("nvml: a call hangs in the driver, which is left open")
+            return
+        self._sweeper.release()
         try:
             self._nvml.nvmlShutdown()
         except self._nvml.NVMLError as error:
             _log.warning("nvml: shutdown failed: %s", error)
 
+    # ---- Sweeping -----------------------------------------------------------------------------
 
-_ENERGY_COLUMN: Final = [m.name for m in SET_BY_CADENCE[Cadence.FAST].metrics].index(_ENERGY)
+    def cadences(self) -> Mapping[Cadence, int]:
+        """All, with the configured periods."""
+        return dict(self._periods_ns)
+
+    def sweep(self, cadence: Cadence, time_ns: int, rings: Rings, lateness_us: int = 0) -> bool:
+        """One row of every GPU that answers; every new sample of the driver. Abandoned."""
+        turn = self._sweeper.turn
+        if self._problem is not None:
+            return False
+        self._roster.probe(turn)
+        if cadence is Cadence.SLOW:
+            self._look_around(turn, time_ns)
+        metric_set = SET_BY_CADENCE[cadence]
+        mine = self._sweeper.sweep(
+            turn,
+            METRIC_SETS.index(metric_set),
+            time_ns,
+            self._clock.monotonic_ns(),
+            lateness_us,
+            rings[metric_set],
+        )
+        self._heed_notes()
+        if mine and cadence is Cadence.SLOW and self._wants_processes:
+            self._read_processes(turn, time_ns)
+        if not mine:
+            raise Abandoned
+        return False
+
+    def _look_around(self, turn: int, time_ns: int) -> None:
+        """Once a tick, even when it is taken over."""
+        if self._discovered_ns == time_ns:
+            return
+        self._discovered_ns = time_ns
+        try:
+            self._roster.discover(turn)
+        except Busy:
+            pass
+        except self._nvml.NVMLError as error:
+            self._fail_if_fatal(int(error.value))
+
+    def _read_processes(self, turn: int, time_ns: int) -> None:
+        for number, slot in enumerate(self._roster.slots):
+            if not slot.active or self._processes_ns.get(number) == time_ns:
+                continue
+            self._processes_ns[number] = time_ns
+            reader = self._readers.setdefault(number, ProcessReader(self._nvml.nvmlLib))
+            try:
+                with self._roster.claimed(turn, number):
+                    self._processes += reader.read(slot.handle, slot.gpu.uuid, time_ns)
+            except Busy:
+                continue
+            except CallRefused as refused:
+                if not self._fail_if_fatal(refused.code):
+                    self._lost(number, refused.code)
+
+    def _heed_notes(self) -> None:
+        for kind, slot, plan, column, time_ns, before, value in self._sweeper.notes():
+            if kind is Note.LOST:
+                self._lost(slot, int(value))
+            elif kind is Note.FATAL:
+                self._fail_if_fatal(int(value))
+            elif kind is Note.COUNTER_RESET:
+                self._counter_reset(slot, plan, column, time_ns, before, int(value))
+            elif kind is Note.REJECTED:
+                name = METRIC_SETS[plan].metrics[column].name
+                uuid = self._roster.slots[slot].gpu.uuid
+                _log.warning("nvml: %s: %s is %r, left out", uuid, name, value)
+            else:
+                _log.warning("nvml: %d remarks of the sweep found no room", value)
+
+    def _lost(self, slot: int, code: int) -> None:
+        message = f"the driver lost the GPU (NVML return {code})"
+        self._roster.lose(slot, EventKind.LOST, code, message)
+
+    def _counter_reset(
+        self, slot: int, plan: int, column: int, time_ns: int, before: int, value: int
+    ) -> None:
+        """Told once a minute at most: a counter that jitters must not drown the others."""
+        key = (slot, plan, column)
+        now_ns = self._clock.monotonic_ns()
+        told_ns = self._resets_told.get(key)
+        if told_ns is not None and now_ns - told_ns < RESETS_TOLD_PERIOD_S * NS_PER_S:
+            return
+        self._resets_told[key] = now_ns
+        name = METRIC_SETS[plan].metrics[column].name
+        uuid = self._roster.slots[slot].gpu.uuid
+        message = f"{name} from {before} to {value}"
+        self._journal.tell(EventKind.COUNTER_RESET, uuid, 0, message, time_ns)
+
+    def _fail_if_fatal(self, code: int) -> bool:
+        if classify(code) is not Outcome.FATAL:
+            return False
+        if self._problem is None:
+            self._problem = (
+                f"the driver was replaced or unloaded under this process (NVML return {code}): "
+                "restart the collector"
+            )
+            _log.critical("nvml: %s", self._problem)
+        for number in range(len(self._roster.slots)):
+            self._roster.lose(number, EventKind.LOST, code, self._problem)
+        return True
+
+    # ---- gputel.sources.source.Hardware -------------------------------------------------------
+
+    def watch(self, limit_ns: int) -> bool:
+        """Wait until a call of the sweeping thread lasts for `limit_ns`; GPUs that are stuck
+        are given up here."""
+        while (slot := self._sweeper.watch(limit_ns)) >= 0:
+            stuck_ns = self._sweeper.stuck_ns(slot)
+            if stuck_ns >= STALLED_NS and self._sweeper.is_attached(slot):
+                message = f"a driver call has not returned for {stuck_ns / NS_PER_S:.1f} s"
+                self._roster.lose(slot, EventKind.STALLED, 0, message)
+            if stuck_ns >= limit_ns:
+                return True
+        return False
+
+    def abandon(self, limit_ns: int) -> bool:
+        """Take the work from the sweeping thread; False when its call has ended meanwhile."""
+        return self._sweeper.abandon(limit_ns)
+
+    def unwatch(self) -> None:
+        """Let `watch` return."""
+        self._sweeper.close()
+
+    def pause(self) -> None:
+        """No more calls of the events' thread."""
+        self._event_watch.pause()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._event_watch.resume()
+
+    def problem(self) -> str | None:
+        """Why the driver can't be used any more, None when it can."""
+        return self._problem
+
+    def call_costs(self) -> Sequence[CallCost]:
+        """By function, over all plans."""
+        calls: dict[str, tuple[int, int, int]] = {}
+        errors: dict[str, Counter[str]] = {}
+        for number, plan in enumerate(self._sweeper.plans if self._opened else ()):
+            costs = zip(plan.asks, self._sweeper.costs(number), strict=True)
+            for name, (count, ns, longest_ns, failed) in costs:
+                known = calls.get(name, (0, 0, 0))
+                calls[name] = known[0] + count, known[1] + ns, max(known[2], longest_ns)
+                errors.setdefault(name, Counter()).update(
+                    {Outcome(i).name.lower(): n for i, n in enumerate(failed) if n}
+                )
+        return [CallCost(name, *entry, errors[name]) for name, entry in calls.items()]
+
+    def counts(self) -> Mapping[str, int]:
+        """Values left out, by reason."""
+        if not self._opened:
+            return {}
+        rejected = sum(sum(self._sweeper.rejected(i)) for i in range(len(self._sweeper.plans)))
+        return {
+            "out_of_range": rejected,
+            "sample_time": self._sweeper.skipped_samples,
+            "process_bound": sum(reader.left_out for reader in self._readers.values()),
+            "event_bound": self._journal.dropped_events,
+        }
+
+    # ---- Events and processes -----------------------------------------------------------------
+
+    def _driver_event(self, event: DriverEvent) -> None:
+        """On the events' thread."""
+        slot = self._roster.slot_of(event.device)
+        uuid = "" if slot is None else self._roster.slots[slot].gpu.uuid
+        self._journal.tell(event.kind, uuid, event.code, event.message)
+        if event.type != XID or slot is None:
+            return
+        self._sweeper.set_xid(slot, event.code)
+        if event.code in FATAL_XIDS:
+            message = f"XID {event.code}: the driver must not be called for this GPU"
+            self._roster.lose(slot, EventKind.LOST, event.code, message, BACK_OFF_MAX_S)
+
+    def events(self) -> Sequence[Event]:
+        """What the driver told, and what sweeps have noticed."""
+        return self._journal.take()
+
+    def processes(self) -> Sequence[ProcessSample]:
+        """The processes seen by the slow sweeps since the last call."""
+        found, self._processes = self._processes, []
+        return found
+
+    @property
+    def exhausted(self) -> bool:
+        """A driver never ends."""
+        return False

@@ -16,6 +16,8 @@ class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     kind: Annotated[str, msgspec.Meta(pattern=r"^(auto|nvml|sim|replay:.+)$")] = "auto"
     #: Node name; the host's name when empty. A replay file that names its hosts wins.
     node: str = ""
+    #: nvml: the driver's library; empty: libnvidia-ml.so.1, as the system's loader finds it.
+    library: str = ""
     #: sim: how many GPUs, which model, and the seed of its random numbers.
     gpus: Annotated[int, msgspec.Meta(ge=1, le=limits.GPUS_PER_NODE_MAX)] = 8
     model: str = "NVIDIA H100 80GB HBM3"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -18,12 +19,14 @@ from gputel.clock import NS_PER_MS, NS_PER_S
 from gputel.errors import InputError
 from gputel.inventory import Event, EventKind, Gpu, ProcessSample, synthetic_uuid
 from gputel.limits import KIB, MIB
+from gputel.sources.sim_processes import processes_of
 from gputel.sources.sim_profiles import PROFILES, Profile, profile_of
 from gputel.sources.source import Rings
 from gputel.sources.values import Number
 
 REFRESH_NS: Final = 100 * NS_PER_MS
 REFRESHES_MAX: Final = 600  # a gap longer than this many refreshes is not computed
+PROCESSES_PENDING_MAX: Final = 4096  # not taken yet; the oldest go first
 _DT_S = REFRESH_NS / NS_PER_S
 _AMBIENT_CELSIUS = 27.0
 _POWER_LAG_S = 0.8
@@ -41,6 +44,7 @@ class SimulatedGpu:
         self._random = random.Random(seed_text)
         self._job_left_s = self._random.uniform(0.0, 20.0)
         self._busy = self._random.random() < 0.7
+        self._jobs = 1
         self._job_load = self._random.uniform(0.5, 1.0)
         self._job_memory = self._random.uniform(0.2, 0.9)
         self._phase = self._random.uniform(0.0, 2 * math.pi)
@@ -78,6 +82,7 @@ class SimulatedGpu:
         self._job_left_s -= _DT_S
         if self._job_left_s <= 0:
             self._busy = not self._busy
+            self._jobs += self._busy
             self._job_left_s = 20 + 180 * draw[3] if self._busy else 5 + 40 * draw[3]
             self._job_load = 0.45 + 0.55 * draw[4]
             self._job_memory = 0.15 + 0.8 * draw[2]
@@ -117,6 +122,11 @@ class SimulatedGpu:
         self.pcie_rx += self.pcie_rx_rate * _DT_S
         self.nvlink_tx += self.nvlink_rate * _DT_S
         self.nvlink_rx += self.nvlink_rate * _DT_S
+
+    @property
+    def job(self) -> int | None:
+        """The number of the job that runs, None between two."""
+        return self._jobs if self._busy else None
 
     @property
     def memory_used(self) -> int:
@@ -184,7 +194,14 @@ class Simulator:
     identity: str | None = None
 
     def __init__(
-        self, *, node: str, gpus: int, model: str, seed: int, periods_ns: Mapping[Cadence, int]
+        self,
+        *,
+        node: str,
+        gpus: int,
+        model: str,
+        seed: int,
+        periods_ns: Mapping[Cadence, int],
+        processes: bool = False,
     ) -> None:
         profile = profile_of(model)
         if profile is None:
@@ -202,6 +219,8 @@ class Simulator:
         self._sequences = dict.fromkeys(Cadence, 0)
         self._reads = {cadence: self._table(cadence) for cadence in Cadence}
         self._events: list[Event] = []
+        self._with_processes = processes
+        self._processes: deque[ProcessSample] = deque(maxlen=PROCESSES_PENDING_MAX)
 
     def _describe(self, node: str, seed: int, index: int) -> Gpu:
         blank = Gpu(uuid=synthetic_uuid(node, f"sim/{seed}/{index}"), node=node, index=index)
@@ -246,7 +265,20 @@ class Simulator:
         for slot, state in enumerate(self._states):
             values = [None if read is None else read(state) for read in reads]
             ring.push(time_ns, slot, sequence, lateness_us, values)
+        if self._with_processes and cadence is Cadence.SLOW:
+            self._look_at_processes(time_ns)
         return False
+
+    def _look_at_processes(self, time_ns: int) -> None:
+        for gpu, state in zip(self._gpus, self._states, strict=True):
+            if state.job is not None:
+                self._processes += processes_of(
+                    gpu,
+                    time_ns,
+                    job=state.job,
+                    memory_bytes=state.memory_used,
+                    utilization=state.util,
+                )
 
     def _advance(self, time_ns: int) -> None:
         if self._opened_ns is None:
@@ -268,8 +300,8 @@ class Simulator:
         return events
 
     def processes(self) -> Sequence[ProcessSample]:
-        """None are read."""
-        return ()
+        """Those of the jobs that ran at the last slow sweeps."""
+        return [self._processes.popleft() for _ in range(len(self._processes))]
 
     @property
     def exhausted(self) -> bool:

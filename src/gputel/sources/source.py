@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from gputel.catalog import Cadence, MetricSet
 from gputel.inventory import Event, Gpu, ProcessSample
@@ -61,3 +62,62 @@ class Source(Protocol):
     def close(self) -> None:
         """Release the driver or file."""
         ...
+
+
+class Abandoned(Exception):
+    """Raised by `sweep` on a thread whose work another thread has taken over; it shall end."""
+
+
+@runtime_checkable
+class Hardware(Protocol):
+    """What a source adds that asks a driver, whose calls may fail to return.
+
+    A sweep that hangs is taken over: `watch` returns, `abandon` takes the work away from the
+    thread that is stuck, and another thread calls `sweep` again with the same arguments; it
+    leaves out the GPUs that were asked already and the one that is stuck. The stuck thread's
+    `sweep` raises Abandoned when it returns, if ever.
+    """
+
+    def watch(self, limit_ns: int) -> bool:
+        """Wait until a driver call of the sweeping thread lasts for `limit_ns`: True. False
+        after `unwatch`."""
+        ...
+
+    def abandon(self, limit_ns: int) -> bool:
+        """Take the work from the sweeping thread; False when its call has ended meanwhile."""
+        ...
+
+    def unwatch(self) -> None:
+        """Let `watch` return."""
+        ...
+
+    def pause(self) -> None:
+        """Make no driver call besides `sweep`'s until `resume`; may be called twice."""
+        ...
+
+    def resume(self) -> None:
+        """Go on."""
+        ...
+
+    def problem(self) -> str | None:
+        """Why the driver can't be used any more, None when it can."""
+        ...
+
+    def call_costs(self) -> Sequence[CallCost]:
+        """What the driver's functions have cost so far, one entry a function."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """Values left out, by reason."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CallCost:
+    """Calls of one function of the driver; errors by what they mean."""
+
+    call: str
+    calls: int
+    ns: int
+    longest_ns: int
+    errors: Mapping[str, int]

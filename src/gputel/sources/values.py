@@ -39,8 +39,10 @@ _RANGES: Final = MappingProxyType(
         Unit.MEGAHERTZ: (0, 100_000),
     }
 )
-#: nvml.h: the fan's intended speed may exceed 100 %.
-_RANGES_OF_METRIC: Final = MappingProxyType({"fan_speed_percent": (0, 300)})
+#: nvml.h: the fan's intended speed may exceed 100 %; P-state 32 means unknown.
+_RANGES_OF_METRIC: Final = MappingProxyType(
+    {"fan_speed_percent": (0, 300), "performance_state": (0, 15)}
+)
 
 #: Units that people's files carry: (the catalog's unit, factor to it as numerator, denominator).
 UNITS: Final = MappingProxyType(
@@ -64,10 +66,15 @@ UNITS: Final = MappingProxyType(
 )
 
 
+def limits_of(metric: Metric) -> tuple[Number, Number]:
+    """The lowest and the highest value that `metric` can have, in stored units."""
+    limits = _RANGES_OF_METRIC.get(metric.name) or _RANGES.get(metric.unit)
+    return limits or (0, _STORAGE_MAX[metric.storage])
+
+
 def in_range(metric: Metric, value: Number) -> bool:
     """Can `metric` have this value at all? NaN and infinities can't."""
-    limits = _RANGES_OF_METRIC.get(metric.name) or _RANGES.get(metric.unit)
-    low, high = limits or (0, _STORAGE_MAX[metric.storage])
+    low, high = limits_of(metric)
     return low <= value <= high
 
 

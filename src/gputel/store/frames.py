@@ -14,7 +14,7 @@ from gputel import limits, wire
 from gputel.batch import Batch
 from gputel.catalog import METRIC_SETS, SET_BY_ID
 from gputel.errors import ChunkCorrupt, FrameCorrupt
-from gputel.inventory import Event, Gpu
+from gputel.inventory import Event, Gpu, ProcessSample
 from gputel.store import schema
 from gputel.store.chunks import Chunk
 from gputel.store.hot import Int64s
@@ -82,6 +82,7 @@ class Content:
     seen: dict[Identity, Seen]
     inventory: tuple[Gpu, ...]
     events: tuple[Event, ...]
+    processes: tuple[ProcessSample, ...]
     #: Cells decoded, valid or not: what holding this costs.
     cells: int
 
@@ -98,8 +99,10 @@ def read_message(message: Message, now_ns: int) -> Content | Poison:
     """Decode and check everything of a message: afterwards the database has no objection."""
     try:
         frame = wire.decode_frame(message.payload)
-        for event in frame.events:
-            _check_times(event.time_ns, event.time_ns, now_ns)
+        times = [event.time_ns for event in frame.events]
+        times += [sample.time_ns for sample in frame.processes]
+        for time_ns in times:
+            _check_times(time_ns, time_ns, now_ns)
         return _content(message, frame, now_ns)
     except (FrameCorrupt, ChunkCorrupt) as error:
         return Poison(message, f"{type(error).__name__}: {error}")
@@ -135,6 +138,7 @@ def _content(message: Message, frame: wire.Frame, now_ns: int) -> Content:
         _seen(frame, (*hot, *chunks), now_ns),
         frame.inventory,
         frame.events,
+        frame.processes,
         cells,
     )
 
@@ -177,6 +181,11 @@ def _seen(
     sealed_ns = frame.sealed_at_ns
     if span_problem(sealed_ns, sealed_ns, now_ns) is not None:
         sealed_ns = now_ns
+    for sample in frame.processes:
+        identity = (sample.gpu_uuid, frame.node)
+        seen = Seen(sample.time_ns, sample.time_ns)
+        before = found.get(identity)
+        found[identity] = before.joined(seen) if before else seen
     for gpu in frame.inventory:
         found.setdefault((gpu.uuid, frame.node), Seen(sealed_ns, sealed_ns))
     return found
@@ -212,6 +221,9 @@ def needed_partitions(contents: Sequence[Content]) -> dict[str, list[npt.NDArray
             minutes.setdefault("sample_chunk", set()).add(seen.first_ns // MINUTE_NS)
             of_chunk = (chunk.minutes.minute_ns // MINUTE_NS).tolist()
             minutes.setdefault("rollup_1m", set()).update(of_chunk)
+        if content.processes:
+            ran = {sample.time_ns // MINUTE_NS for sample in content.processes}
+            minutes.setdefault("process_sample", set()).update(ran)
     return {
         table: [np.fromiter(needed, np.int64, len(needed)) * MINUTE_NS]
         for table, needed in minutes.items()

@@ -18,7 +18,7 @@ from gputel.batch import Batch
 from gputel.catalog import MetricSet
 from gputel.clock import SYSTEM_CLOCK, Clock
 from gputel.limits import FRAME_CELLS_MAX, MIB
-from gputel.store import chunks, frames, hot
+from gputel.store import chunks, frames, hot, processes
 from gputel.store.chunks import Chunk
 from gputel.store.claim import Claim, ClaimLost
 from gputel.store.frames import Content, Message, Poison
@@ -54,6 +54,7 @@ class Committed:
     frames: int = 0
     rows: int = 0
     chunks: int = 0
+    processes: int = 0
     size_bytes: int = 0
     repeated_frames: int = 0
     repeated_rows: int = 0
@@ -67,6 +68,7 @@ class Committed:
         self.frames += other.frames
         self.rows += other.rows
         self.chunks += other.chunks
+        self.processes += other.processes
         self.size_bytes += other.size_bytes
         self.repeated_frames += other.repeated_frames
         self.repeated_rows += other.repeated_rows
@@ -170,6 +172,7 @@ class Ingest:
                 ids = {identity: entry.gpu_id for identity, entry in known.items()}
                 done = await _write_samples(session, contents, ids, skip_present=skip_present)
                 await _write_events(session, contents)
+                done.processes = await _write_processes(session, contents, ids)
                 poison = [item for item in fresh if isinstance(item, Poison)]
                 await _write_dead_letters(session, claim, poison)
             # Committed: now the memory follows.
@@ -320,6 +323,17 @@ async def _write_events(session: Connection, contents: Sequence[Content]) -> Non
             "VALUES ($1, $2, $3, $4, $5, $6)",
             rows,
         )
+
+
+async def _write_processes(
+    session: Connection, contents: Sequence[Content], ids: dict[Identity, int]
+) -> int:
+    rows = [
+        (ids[sample.gpu_uuid, content.node], sample)
+        for content in contents
+        for sample in content.processes
+    ]
+    return await processes.write(session, rows)
 
 
 async def _write_dead_letters(session: Connection, claim: Claim, poison: Sequence[Poison]) -> None:

@@ -117,7 +117,7 @@ class Maintainer:
         now_ns = self._clock.time_ns()
         hot = {schema.hot_table(metric_set) for metric_set in METRIC_SETS}
         needs = {}
-        for parent in (*hot, "sample_chunk", "rollup_1m", "rollup_1h"):
+        for parent in (*hot, "sample_chunk", "rollup_1m", "rollup_1h", "process_sample"):
             span_ns = self._partitions.span_ns(parent)
             needs[parent] = [now_ns + np.arange(AHEAD_SPANS, dtype=np.int64) * span_ns]
         await self._partitions.ensure(needs)
@@ -218,6 +218,7 @@ class Maintainer:
         for metric_set in METRIC_SETS:
             await self._drop_old(schema.hot_table(metric_set), raw)
         await self._drop_old("sample_chunk", raw)
+        await self._drop_old("process_sample", raw)
         await self._drop_old("rollup_1m", minute)
         await self._drop_old("rollup_1h", hour)
         await self._delete_old("event", "event_id", "time", minute)

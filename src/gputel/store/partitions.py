@@ -44,11 +44,8 @@ class Partitions:
         self._store = store
         hot_ns = settings.hot_partition_minutes * MINUTE_NS
         self._span_ns = {schema.hot_table(s): hot_ns for s in METRIC_SETS}
-        self._span_ns |= {
-            "sample_chunk": DAY_NS,
-            "rollup_1m": DAY_NS,
-            "rollup_1h": HOUR_PARTITION_DAYS * DAY_NS,
-        }
+        self._span_ns |= dict.fromkeys(("sample_chunk", "rollup_1m", "process_sample"), DAY_NS)
+        self._span_ns["rollup_1h"] = HOUR_PARTITION_DAYS * DAY_NS
         self._known: dict[str, list[Bounds]] = {}
 
     def span_ns(self, parent: str) -> int:

@@ -13,13 +13,15 @@ import numpy.typing as npt
 
 from gputel.catalog import SET_OF, Metric, MetricSet
 from gputel.errors import NotFound, QueryInvalid
-from gputel.inventory import Gpu
-from gputel.store import merge, schema
+from gputel.inventory import EventKind, Gpu
+from gputel.store import events, merge, processes, schema
 from gputel.store.buckets import Aggregate, Grid, read_buckets
+from gputel.store.events import EventPage
 from gputel.store.latest import Latest, latest_values
 from gputel.store.merge import Cursor, Loaded, RowKey
+from gputel.store.processes import ProcessPage
 from gputel.store.read import ceil_us, read_set
-from gputel.store.times import to_ns
+from gputel.store.times import RANGE_MIN_NS, TIME_MAX_NS, to_ns
 
 if TYPE_CHECKING:
     import asyncpg
@@ -31,9 +33,6 @@ _GPU: Final = (
     "vbios_version, driver_version, nvml_version, memory_total_bytes, first_seen, last_seen "
     "FROM gpu"
 )
-#: A range asked for is cut down to these, 1970 to 2255: nothing lies outside.
-_TIME_MIN_NS: Final = 0
-_TIME_MAX_NS: Final = 9_000_000_000_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +141,7 @@ class Query:
         if limit < 1:
             raise QueryInvalid("limit", "at least 1")
         after = Cursor.decode(cursor, row.gpu_id) if cursor else None
-        start_ns = ceil_us(min(max(start_ns, _TIME_MIN_NS), _TIME_MAX_NS))
-        end_ns = ceil_us(min(max(end_ns, _TIME_MIN_NS), _TIME_MAX_NS))
+        start_ns, end_ns = _range(start_ns, end_ns)
         groups = merge.by_set(metrics, SET_OF)
         parts: list[Loaded] = []
         async with _snapshot(self._store, [metric_set for metric_set, _ in groups]) as session:
@@ -180,7 +178,7 @@ class Query:
         A time is a bucket's beginning; buckets without a value are left out. QueryInvalid: more
         than `limit` points, of all metrics, or too many samples to go through.
         """
-        start_ns, end_ns = (min(max(t, _TIME_MIN_NS), _TIME_MAX_NS) for t in (start_ns, end_ns))
+        start_ns, end_ns = _range(start_ns, end_ns)
         grid = Grid.around(start_ns, max(end_ns, start_ns + 1), step_ns)
         points = grid.count * len(set(metrics))
         if points > limit:
@@ -196,6 +194,33 @@ class Query:
             Series(metric, *found[metric].result(aggregate)) for metric in dict.fromkeys(metrics)
         )
 
+    async def processes(
+        self, row: GpuRow, *, start_ns: int, end_ns: int, limit: int, cursor: str | None = None
+    ) -> ProcessPage:
+        """What ran on a GPU in [start_ns, end_ns), oldest first. QueryInvalid: a bad cursor."""
+        async with self._store.session() as session:
+            return await processes.read(
+                session, row.gpu_id, row.gpu.uuid, *_range(start_ns, end_ns), limit, cursor
+            )
+
+    async def events(
+        self,
+        *,
+        start_ns: int,
+        end_ns: int,
+        kinds: Sequence[EventKind] | None = None,
+        gpu: str | None = None,
+        node: str | None = None,
+        limit: int,
+        cursor: str | None = None,
+    ) -> EventPage:
+        """What happened in [start_ns, end_ns), newest first; `gpu` is a number or a UUID.
+        QueryInvalid: a bad cursor."""
+        async with self._store.session() as session:
+            return await events.read(
+                session, *_range(start_ns, end_ns), kinds, gpu, node, limit, cursor
+            )
+
     async def latest(
         self, metrics: Sequence[Metric], gpu_ids: Sequence[int] | None = None
     ) -> list[Latest]:
@@ -209,6 +234,14 @@ class Query:
             for metric_set, chosen in groups:
                 found += await latest_values(session, metric_set, chosen, gpu_ids)
         return sorted(found, key=lambda item: (item.gpu_id, item.metric.id))
+
+
+def _range(start_ns: int, end_ns: int) -> tuple[int, int]:
+    """The range in whole microseconds, cut down to what can be."""
+    return (
+        ceil_us(min(max(start_ns, RANGE_MIN_NS), TIME_MAX_NS)),
+        ceil_us(min(max(end_ns, RANGE_MIN_NS), TIME_MAX_NS)),
+    )
 
 
 @contextlib.asynccontextmanager

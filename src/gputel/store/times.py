@@ -16,6 +16,9 @@ DAY_NS: Final = 24 * HOUR_NS
 
 #: No GPU wrote telemetry before this; what claims to has no clock. 2000-01-01.
 TIME_MIN_NS: Final = 946_684_800 * NS_PER_S
+#: A range asked for is cut down to 1970 to 2255: nothing lies outside.
+RANGE_MIN_NS: Final = 0
+TIME_MAX_NS: Final = 9_000_000_000_000_000_000
 #: A node's clock may be ahead of ours by this much.
 AHEAD_MAX_NS: Final = DAY_NS
 

@@ -2,9 +2,20 @@
 
 from gputel.kernels import ChunkHeader, read_chunk_header
 from gputel.wire.chunk import decode_chunk, encode_batch
-from gputel.wire.frame import Frame, GpuChunks, decode_frame, encode_frame
+from gputel.wire.frame import (
+    I64_MAX,
+    PERCENT_MAX,
+    PROCESSES_MAX,
+    Frame,
+    GpuChunks,
+    decode_frame,
+    encode_frame,
+)
 
 __all__ = [
+    "I64_MAX",
+    "PERCENT_MAX",
+    "PROCESSES_MAX",
     "ChunkHeader",
     "Frame",
     "GpuChunks",

@@ -10,12 +10,15 @@ from google.protobuf.message import DecodeError
 from gputel import limits
 from gputel._proto.gputel.telemetry.v1 import frame_pb2
 from gputel.errors import FrameCorrupt, FrameTooLarge
-from gputel.inventory import Event, EventKind, Gpu
+from gputel.inventory import Event, EventKind, Gpu, ProcessKind, ProcessSample
 
 I64_MAX = 2**63 - 1
 NAME_BYTES_MAX = 512  # node, uuid, model, ...
 MESSAGE_BYTES_MAX = 4 * limits.KIB
 EVENTS_MAX = 4096
+PROCESSES_MAX = 4096
+PID_MAX = 2**31 - 1
+PERCENT_MAX = 100
 CHUNKS_PER_GPU_MAX = 64
 
 
@@ -29,7 +32,7 @@ class GpuChunks:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The samples and events of one node since its last frame.
+    """The samples, events and processes of one node since its last frame.
 
     (producer, epoch, sequence) is its identity: `epoch` and `sequence` start at 1 at the
     lowest. Every GPU of `inventory` is of `node`.
@@ -44,6 +47,7 @@ class Frame:
     inventory: tuple[Gpu, ...] = ()
     events: tuple[Event, ...] = ()
     traceparent: str = ""
+    processes: tuple[ProcessSample, ...] = ()
 
 
 def encode_frame(frame: Frame) -> bytes:
@@ -58,6 +62,7 @@ def encode_frame(frame: Frame) -> bytes:
         inventory=[_encode_gpu(frame.node, gpu) for gpu in frame.inventory],
         events=[_encode_event(event) for event in frame.events],
         traceparent=frame.traceparent,
+        processes=[_encode_process(sample) for sample in frame.processes],
     )
     data = message.SerializeToString()
     if len(data) > limits.FRAME_BYTES_MAX:
@@ -92,6 +97,23 @@ def _encode_event(event: Event) -> frame_pb2.GpuEvent:
     )
 
 
+def _encode_process(sample: ProcessSample) -> frame_pb2.ProcessSample:
+    return frame_pb2.ProcessSample(
+        time_ns=sample.time_ns,
+        gpu_uuid=sample.gpu_uuid,
+        pid=sample.pid,
+        kind=sample.kind.value,
+        memory_used_bytes=sample.memory_used_bytes,
+        sm_utilization_percent=sample.sm_utilization_percent,
+        memory_utilization_percent=sample.memory_utilization_percent,
+        encoder_utilization_percent=sample.encoder_utilization_percent,
+        decoder_utilization_percent=sample.decoder_utilization_percent,
+        name=sample.name,
+        cgroup=sample.cgroup,
+        container_id=sample.container_id,
+    )
+
+
 def decode_frame(data: bytes) -> Frame:
     """The frame in `data`; its chunks stay opaque. FrameCorrupt: no frame, or absurd values."""
     if len(data) > limits.FRAME_BYTES_MAX:
@@ -105,6 +127,7 @@ def decode_frame(data: bytes) -> Frame:
     _count("gpus", message.gpus, limits.FRAME_GPUS_MAX)
     _count("inventory", message.inventory, limits.FRAME_GPUS_MAX)
     _count("events", message.events, EVENTS_MAX)
+    _count("processes", message.processes, PROCESSES_MAX)
     frame = Frame(
         producer=_text("producer", message.producer, limits.PRODUCER_BYTES_MAX, required=True),
         epoch=_natural("epoch", message.epoch),
@@ -115,6 +138,7 @@ def decode_frame(data: bytes) -> Frame:
         inventory=tuple(_decode_gpu(node, gpu) for gpu in message.inventory),
         events=tuple(_decode_event(event) for event in message.events),
         traceparent=_text("traceparent", message.traceparent),
+        processes=tuple(_decode_process(sample) for sample in message.processes),
     )
     _distinct("gpus", [gpu.uuid for gpu in frame.gpus])
     _distinct("inventory", [gpu.uuid for gpu in frame.inventory])
@@ -188,4 +212,36 @@ def _decode_event(message: frame_pb2.GpuEvent) -> Event:
         gpu_uuid=_text("gpu_uuid", message.gpu_uuid),
         code=message.code,
         message=_text("message", message.message, MESSAGE_BYTES_MAX),
+    )
+
+
+def _decode_process(message: frame_pb2.ProcessSample) -> ProcessSample:
+    try:
+        kind = ProcessKind(message.kind)
+    except ValueError:
+        raise FrameCorrupt(f"process kind {message.kind[:64]!r} is unknown") from None
+    if not 1 <= message.pid <= PID_MAX:
+        raise FrameCorrupt(f"pid: {message.pid} is outside 1 to {PID_MAX}")
+
+    def number(name: str, number_max: int) -> int | None:
+        if not message.HasField(name):
+            return None
+        value: int = getattr(message, name)
+        if value > number_max:
+            raise FrameCorrupt(f"{name}: {value} is above {number_max}")
+        return value
+
+    return ProcessSample(
+        time_ns=message.time_ns,
+        gpu_uuid=_text("gpu_uuid", message.gpu_uuid, required=True),
+        pid=message.pid,
+        kind=kind,
+        memory_used_bytes=number("memory_used_bytes", I64_MAX),
+        sm_utilization_percent=number("sm_utilization_percent", PERCENT_MAX),
+        memory_utilization_percent=number("memory_utilization_percent", PERCENT_MAX),
+        encoder_utilization_percent=number("encoder_utilization_percent", PERCENT_MAX),
+        decoder_utilization_percent=number("decoder_utilization_percent", PERCENT_MAX),
+        name=_text("name", message.name),
+        cgroup=_text("cgroup", message.cgroup),
+        container_id=_text("container_id", message.container_id),
     )

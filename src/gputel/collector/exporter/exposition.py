@@ -19,6 +19,9 @@ from typing import Final, Literal, NamedTuple, Protocol
 from gputel.inventory import Gpu
 
 Number = int | float
+
+#: What providers call the label with a GPU's UUID.
+UUID_LABEL: Final = "UUID"
 FamilyType = Literal["gauge", "counter", "info", "untyped"]
 
 
@@ -69,7 +72,8 @@ class LabelProvider(Protocol):
         ...
 
     def families(self) -> Sequence[Family]:
-        """Families of its own, shown behind those of the GPUs."""
+        """Families of its own, shown behind those of the GPUs. A GPU is named by UUID_LABEL,
+        which a profile may call otherwise."""
         ...
 
 

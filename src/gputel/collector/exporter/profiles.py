@@ -64,6 +64,11 @@ class Profile(Protocol):
         """The families that hold metrics, in the order of the page."""
         ...
 
+    @property
+    def uuid_label(self) -> str:
+        """What the label with a GPU's UUID is called."""
+        ...
+
     def labels(
         self,
         gpu: Gpu,
@@ -88,6 +93,8 @@ class Profile(Protocol):
 
 class DcgmProfile:
     """dcgm-exporter 4.8: its counter file, label order and number formats."""
+
+    uuid_label = "UUID"
 
     def __init__(
         self,
@@ -177,6 +184,8 @@ class DcgmProfile:
 
 class GputelProfile:
     """gputel's own names, base units of the catalog, and three labels."""
+
+    uuid_label = "uuid"
 
     def __init__(self) -> None:
         self.columns = tuple(

@@ -17,8 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gputel.collector.exporter.exposition import (
+    UUID_LABEL,
+    Family,
     Format,
     LabelProvider,
+    Row,
     encode,
     head,
     label_text,
@@ -166,5 +169,17 @@ class Page:
     def _render_tail(self, described: Described) -> str:
         families = self._profile.tail(described)
         for provider in self._providers:
-            families += provider.families()
+            families += [self._adopted(family) for family in provider.families()]
         return encode(families, self._form) + (EOF if self._form is Format.OPENMETRICS else "")
+
+    def _adopted(self, family: Family) -> Family:
+        """A provider's family, in which a GPU is named as in the others of the page: they shall
+        be joined."""
+        name = self._profile.uuid_label
+        if name == UUID_LABEL:
+            return family
+        rows = [
+            Row({name if key == UUID_LABEL else key: text for key, text in labels.items()}, value)
+            for labels, value in family.rows
+        ]
+        return family._replace(rows=rows)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Frame(_message.Message):
-    __slots__ = ("producer", "epoch", "sequence", "node", "sealed_at_ns", "gpus", "inventory", "events", "traceparent")
+    __slots__ = ("producer", "epoch", "sequence", "node", "sealed_at_ns", "gpus", "inventory", "events", "traceparent", "processes")
     PRODUCER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class Frame(_message.Message):
     INVENTORY_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
     producer: str
     epoch: int
     sequence: int
@@ -26,7 +27,8 @@ class Frame(_message.Message):
     inventory: _containers.RepeatedCompositeFieldContainer[GpuInfo]
     events: _containers.RepeatedCompositeFieldContainer[GpuEvent]
     traceparent: str
-    def __init__(self, producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., node: _Optional[str] = ..., sealed_at_ns: _Optional[int] = ..., gpus: _Optional[_Iterable[_Union[GpuChunks, _Mapping]]] = ..., inventory: _Optional[_Iterable[_Union[GpuInfo, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[GpuEvent, _Mapping]]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    processes: _containers.RepeatedCompositeFieldContainer[ProcessSample]
+    def __init__(self, producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., node: _Optional[str] = ..., sealed_at_ns: _Optional[int] = ..., gpus: _Optional[_Iterable[_Union[GpuChunks, _Mapping]]] = ..., inventory: _Optional[_Iterable[_Union[GpuInfo, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[GpuEvent, _Mapping]]] = ..., traceparent: _Optional[str] = ..., processes: _Optional[_Iterable[_Union[ProcessSample, _Mapping]]] = ...) -> None: ...
 
 class GpuChunks(_message.Message):
     __slots__ = ("uuid", "chunks")
@@ -75,3 +77,31 @@ class GpuEvent(_message.Message):
     code: int
     message: str
     def __init__(self, time_ns: _Optional[int] = ..., kind: _Optional[str] = ..., gpu_uuid: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ProcessSample(_message.Message):
+    __slots__ = ("time_ns", "gpu_uuid", "pid", "kind", "memory_used_bytes", "sm_utilization_percent", "memory_utilization_percent", "encoder_utilization_percent", "decoder_utilization_percent", "name", "cgroup", "container_id")
+    TIME_NS_FIELD_NUMBER: _ClassVar[int]
+    GPU_UUID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SM_UTILIZATION_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_UTILIZATION_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_UTILIZATION_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    DECODER_UTILIZATION_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CGROUP_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    time_ns: int
+    gpu_uuid: str
+    pid: int
+    kind: str
+    memory_used_bytes: int
+    sm_utilization_percent: int
+    memory_utilization_percent: int
+    encoder_utilization_percent: int
+    decoder_utilization_percent: int
+    name: str
+    cgroup: str
+    container_id: str
+    def __init__(self, time_ns: _Optional[int] = ..., gpu_uuid: _Optional[str] = ..., pid: _Optional[int] = ..., kind: _Optional[str] = ..., memory_used_bytes: _Optional[int] = ..., sm_utilization_percent: _Optional[int] = ..., memory_utilization_percent: _Optional[int] = ..., encoder_utilization_percent: _Optional[int] = ..., decoder_utilization_percent: _Optional[int] = ..., name: _Optional[str] = ..., cgroup: _Optional[str] = ..., container_id: _Optional[str] = ...) -> None: ...

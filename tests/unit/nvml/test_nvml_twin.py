@@ -1,8 +1,11 @@
-"""The NVML source against a driver that is a Python object."""
+"""The NVML source and the readable kernel against a driver that is a Python object: answers that
+the simulated driver does not give."""
 
 from __future__ import annotations
 
-import sys
+import ctypes
+import queue
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -10,24 +13,22 @@ from typing import Any
 import pynvml
 import pytest
 
-from gputel.catalog import METRIC_SETS, METRICS, SET_BY_CADENCE, Cadence
-from gputel.clock import ManualClock
+from gputel.catalog import METRICS, SET_BY_CADENCE, Cadence
 from gputel.errors import SourceUnavailable
-from gputel.inventory import EventKind
-from gputel.kernels import Columns, Ring
+from gputel.inventory import Event, EventKind
+from gputel.plan import GPU_IS_LOST, NOT_SUPPORTED, UNKNOWN
 from gputel.sources import SourceSettings, nvml_calls, open_source
 from gputel.sources.nvml import Nvml
-from gputel.sources.nvml_device import GPU_IS_LOST, NOT_SUPPORTED, UNKNOWN
+from support.sweeping import Rig, make_twin
 
-NOW_NS = 1_800_000_000_000_000_000
-Row = dict[str, Any]
 ANSWERS: dict[str, Any] = {
-    "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=71, memory=33),
+    "nvmlDeviceGetUtilizationRates": pynvml.c_nvmlUtilization_t(gpu=71, memory=33),
     "nvmlDeviceGetPowerUsage": 412_345,
-    "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=1000, reserved=10, free=390, used=600),
+    "nvmlDeviceGetMemoryInfo": pynvml.c_nvmlMemory_v2_t(
+        total=1000, reserved=10, free=390, used=600
+    ),
     "nvmlDeviceGetCurrentClocksEventReasons": 4,
     "nvmlDeviceGetClockInfo": 1980,
-    "nvmlDeviceGetViolationStatus": SimpleNamespace(referenceTime=1, violationTime=77),
     "nvmlDeviceGetTemperature": 55,
     "nvmlDeviceGetPerformanceState": 0,
     "nvmlDeviceGetEncoderUtilization": [1, 100],
@@ -35,7 +36,7 @@ ANSWERS: dict[str, Any] = {
     "nvmlDeviceGetJpgUtilization": [3, 100],
     "nvmlDeviceGetOfaUtilization": [4, 100],
     "nvmlDeviceGetEnforcedPowerLimit": 700_000,
-    "nvmlDeviceGetBAR1MemoryInfo": SimpleNamespace(bar1Used=8),
+    "nvmlDeviceGetBAR1MemoryInfo": pynvml.c_nvmlBAR1Memory_t(bar1Used=8),
     "nvmlDeviceGetFanSpeed": 40,
     "nvmlDeviceGetTotalEccErrors": 5,
     "nvmlDeviceGetRemappedRows": (1, 2, 0, 1),
@@ -52,25 +53,34 @@ ANSWERS: dict[str, Any] = {
     "nvmlDeviceGetName": b"NVIDIA H100 80GB HBM3",
     "nvmlDeviceGetSerial": "165",
     "nvmlDeviceGetVbiosVersion": "96",
+    "nvmlDeviceGetSupportedEventTypes": pynvml.nvmlEventTypeXidCriticalError,
     "nvmlDeviceRegisterEvents": None,
 }
 GPM_PERCENT = 25.0
+
+
+class EveryFunction:
+    """A library in which every function has an address."""
+
+    def __getattr__(self, name: str) -> Any:
+        return ctypes.c_void_p(1)
 
 
 class FakeNvml:
     """pynvml's constants and error class; handles are indexes."""
 
     NVMLError = pynvml.NVMLError
+    nvmlLib = EveryFunction()
 
     def __init__(self, gpus: int = 1) -> None:
         self.gpus = gpus
         self.calls: Counter[tuple[Any, ...]] = Counter()
         self.errors: dict[tuple[str, int], int] = {}  # (function, handle) -> return
         self.gone: dict[int, int] = {}  # handle -> return of everything
-        self.fields = {186: 500_123, 83: 1000, 197: 11, 198: 12, 138: 3, 139: 4, 82: 60}
+        self.fields = {186: 500_123, 83: 1000, 197: 11, 198: 12, 138: 3, 139: 4, 82: 60, 75: 77}
         self.field_errors: dict[int, int] = {}
         self.field_type = 3
-        self.xids: list[tuple[int, int]] = []
+        self.xids: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
         self.open = 0
 
     def fail(self, code: int) -> None:
@@ -138,11 +148,14 @@ class FakeNvml:
         assert event_set == "set"
 
     def nvmlEventSetWait_v2(self, event_set: str, timeout_ms: int) -> Any:
-        assert timeout_ms == 0
-        if not self.xids:
+        try:
+            handle, xid = self.xids.get(timeout=timeout_ms / 1000)
+        except queue.Empty:
             self.fail(pynvml.NVML_ERROR_TIMEOUT)
-        handle, xid = self.xids.pop(0)
-        return SimpleNamespace(device=handle, eventData=xid)
+        return SimpleNamespace(device=handle, eventType=8, eventData=xid)
+
+    def nvmlDeviceGetSamples(self, handle: int, kind: int, last: int) -> Any:
+        self.fail(NOT_SUPPORTED)
 
     def nvmlGpmQueryDeviceSupport(self, handle: int) -> Any:
         self.check("nvmlGpmQueryDeviceSupport", handle)
@@ -168,49 +181,25 @@ class FakeNvml:
             item.value = GPM_PERCENT
 
 
-class Rig:
+class Fake(Rig):
     def __init__(self, gpus: int = 1) -> None:
         self.nvml = FakeNvml(gpus)
-        self.clock = ManualClock()
-        self.source = Nvml(node="n", periods_ns={}, module=self.nvml, clock=self.clock)
-        self.gpus = self.source.open()
-        self.rings = {s: Ring(s.storages, 256) for s in METRIC_SETS}
-
-    def sweep(self, cadence: Cadence, delay_s: float = 1.0) -> dict[int, Row]:
-        """Slot -> metric -> value, valid ones only."""
-        self.clock.advance(delay_s)
-        self.source.sweep(cadence, NOW_NS, self.rings)
-        metric_set = SET_BY_CADENCE[cadence]
-        columns = Columns(metric_set.storages, len(self.gpus), 16)
-        columns.drain(self.rings[metric_set])
-        return {
-            part.gpu: {
-                metric.name: part.columns[c][0].item()
-                for c, metric in enumerate(metric_set.metrics)
-                if part.valid[c][0] & 1
-            }
-            for part in columns.seal()
-        }
-
-    def kinds(self) -> list[EventKind]:
-        return [event.kind for event in self.source.events()]
+        super().__init__(twin=True, module=self.nvml)
 
 
-def test_every_metric_has_exactly_one_reader_and_every_constant_exists() -> None:
-    tables = [*nvml_calls.READERS, *nvml_calls.FIELDS, *nvml_calls.GPM]
-    tables += [nvml_calls.NVLINK_RATE, nvml_calls.XID_LAST]
-    read = [metric.name for metric in METRICS if metric.cadence is not Cadence.DRAIN]
-    assert sorted(tables) == sorted(read)
-    for reader in nvml_calls.READERS.values():
-        assert callable(getattr(pynvml, reader.call.function))
-        assert all(hasattr(pynvml, name) for name in reader.call.arguments)
-    constants = [field.constant for field in nvml_calls.FIELDS.values()]
-    constants += [gpm.constant for gpm in nvml_calls.GPM.values()]
-    assert all(isinstance(getattr(pynvml, constant), int) for constant in constants)
+def test_every_metric_has_a_reading_and_every_constant_exists() -> None:
+    tables = [*nvml_calls.READINGS, nvml_calls.NVLINK_RATE, nvml_calls.XID_LAST]
+    assert sorted(tables) == sorted(metric.name for metric in METRICS)
+    for readings in nvml_calls.READINGS.values():
+        for reading in readings:
+            if isinstance(reading, nvml_calls.Word):
+                assert all(hasattr(pynvml, name) for name in reading.call.arguments)
+            else:
+                assert isinstance(getattr(pynvml, reading.constant), int)
 
 
 def test_values_and_units() -> None:
-    rig = Rig()
+    rig = Fake()
     fast = rig.sweep(Cadence.FAST)[0]
     assert fast["power_watts"] == 412.345
     assert fast["power_instant_watts"] == 500.123
@@ -225,13 +214,13 @@ def test_values_and_units() -> None:
 
 
 def test_gpm_and_the_nvlink_rate_need_two_samples() -> None:
-    rig = Rig()
+    rig = Fake()
     first = rig.sweep(Cadence.MEDIUM)[0]
     assert "sm_active_ratio" not in first
     assert "nvlink_megabytes_per_second" not in first
     rig.nvml.fields[138] += 3_000_000
     rig.nvml.fields[139] += 1_000_000
-    second = rig.sweep(Cadence.MEDIUM, delay_s=2.0)[0]
+    second = rig.sweep(Cadence.MEDIUM, seconds=2.0)[0]
     assert second["sm_active_ratio"] == 0.25
     assert second["pcie_tx_bytes_per_second"] == 25 * 2**20
     assert second["nvlink_megabytes_per_second"] == 2000
@@ -241,7 +230,7 @@ def test_gpm_and_the_nvlink_rate_need_two_samples() -> None:
 
 
 def test_the_inventory_decodes_bytes_and_open_may_be_called_twice() -> None:
-    rig = Rig(2)
+    rig = Fake(2)
     gpu = rig.gpus[0]
     assert (gpu.uuid, gpu.device, gpu.pci_bus_id) == ("GPU-0", "nvidia3", "00000000:0A:00.0")
     assert (gpu.brand, gpu.driver_version, gpu.memory_total_bytes) == ("NVIDIA", "570.1", 1000)
@@ -254,7 +243,7 @@ def test_the_inventory_decodes_bytes_and_open_may_be_called_twice() -> None:
 
 @pytest.mark.parametrize("code", [2, 3, 4, 13])
 def test_what_is_unsupported_is_asked_once_per_gpu(code: int) -> None:
-    rig = Rig(2)
+    rig = Fake(2)
     rig.nvml.errors["nvmlDeviceGetPowerUsage", 0] = code
     rig.nvml.field_errors[197] = code
     for _ in range(3):
@@ -271,7 +260,7 @@ def test_what_is_unsupported_is_asked_once_per_gpu(code: int) -> None:
 
 
 def test_a_passing_error_is_asked_again() -> None:
-    rig = Rig()
+    rig = Fake()
     rig.nvml.errors["nvmlDeviceGetPowerUsage", 0] = UNKNOWN
     assert "power_watts" not in rig.sweep(Cadence.FAST)[0]
     rig.nvml.errors.clear()
@@ -280,7 +269,7 @@ def test_a_passing_error_is_asked_again() -> None:
 
 @pytest.mark.parametrize("code", [GPU_IS_LOST, 16, UNKNOWN])
 def test_a_lost_gpu_is_told_once_and_found_again(code: int) -> None:
-    rig = Rig(2)
+    rig = Fake(2)
     rig.sweep(Cadence.FAST)
     rig.nvml.gone[0] = code
     assert list(rig.sweep(Cadence.FAST)) == [1]
@@ -289,27 +278,24 @@ def test_a_lost_gpu_is_told_once_and_found_again(code: int) -> None:
         assert list(rig.sweep(Cadence.FAST)) == [1]
     assert rig.nvml.calls["nvmlDeviceGetHandleByUUID", 0] == 8  # 1 2 4 8 16 32 60 60 s
     rig.nvml.gone.clear()
-    assert list(rig.sweep(Cadence.FAST, delay_s=60)) == [0, 1]
+    assert list(rig.sweep(Cadence.FAST, seconds=60)) == [0, 1]
     assert rig.kinds() == [EventKind.RESTORED]
 
 
-def test_an_exception_of_one_gpu_leaves_the_others_alone() -> None:
-    rig = Rig(2)
-    original = rig.nvml.nvmlDeviceGetFieldValues
-
-    def broken(handle: int, ids: list[tuple[int, int]]) -> list[Any]:
-        if handle == 0:
-            raise OSError("nonsense")
-        return original(handle, ids)
-
-    rig.nvml.nvmlDeviceGetFieldValues = broken  # type: ignore[method-assign]
-    rows = rig.sweep(Cadence.FAST)
-    assert rows[0] == {}
-    assert rows[1]["power_watts"] == 412.345
+def test_a_gpu_that_tells_only_its_uuid_at_the_start_is_described_later() -> None:
+    nvml = FakeNvml(1)
+    for name in ("nvmlDeviceGetName", "nvmlDeviceGetUtilizationRates"):
+        nvml.errors[name, 0] = GPU_IS_LOST
+    rig = Rig(twin=True, module=nvml)
+    assert rig.gpus[0].model == ""
+    assert rig.sweep(Cadence.FAST) == {}
+    nvml.errors.clear()
+    assert list(rig.sweep(Cadence.FAST)) == [0]
+    assert rig.source.open()[0].model == "NVIDIA H100 80GB HBM3"
 
 
 def test_memory_temperature_ignores_the_announced_type_and_is_validated() -> None:
-    rig = Rig()
+    rig = Fake()
     rig.nvml.field_type = pynvml.NVML_VALUE_TYPE_DOUBLE
     assert rig.sweep(Cadence.MEDIUM)[0]["memory_temperature_celsius"] == 60
     rig.nvml.fields[82] = 0xFFFF
@@ -317,7 +303,7 @@ def test_memory_temperature_ignores_the_announced_type_and_is_validated() -> Non
 
 
 def test_energy_that_goes_back_is_kept_and_told() -> None:
-    rig = Rig()
+    rig = Fake()
     rig.sweep(Cadence.FAST)
     rig.nvml.fields[83] = 5
     assert rig.sweep(Cadence.FAST)[0]["energy_millijoules"] == 5
@@ -327,22 +313,26 @@ def test_energy_that_goes_back_is_kept_and_told() -> None:
 
 
 def test_xids_are_events_and_the_last_is_a_metric() -> None:
-    rig = Rig(2)
+    rig = Fake(2)
     assert rig.sweep(Cadence.SLOW)[1]["xid_last"] == 0
-    rig.nvml.xids = [(1, 31), (1, 79)]
-    events = rig.source.events()
+    for xid in (31, 13):
+        rig.nvml.xids.put((1, xid))
+    events: list[Event] = []
+    deadline = time.monotonic() + 10
+    while len(events) < 2 and time.monotonic() < deadline:
+        events += rig.source.events()
     assert [(e.kind, e.gpu_uuid, e.code) for e in events] == [
         (EventKind.XID, "GPU-1", 31),
-        (EventKind.XID, "GPU-1", 79),
+        (EventKind.XID, "GPU-1", 13),
     ]
     rows = rig.sweep(Cadence.SLOW)
-    assert (rows[0]["xid_last"], rows[1]["xid_last"]) == (0, 79)
+    assert (rows[0]["xid_last"], rows[1]["xid_last"]) == (0, 13)
 
 
 def test_no_gpu_and_no_driver_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeNvml(0)
-    with pytest.raises(SourceUnavailable, match="no GPU"):
-        Nvml(node="n", periods_ns={}, module=fake).open()
+    with pytest.raises(SourceUnavailable, match="counts 0 GPUs"):
+        Nvml(node="n", periods_ns={}, module=fake, make_sweeper=make_twin).open()
     assert fake.open == 0
 
     def missing() -> None:
@@ -355,7 +345,7 @@ def test_no_gpu_and_no_driver_are_refused_in_words(monkeypatch: pytest.MonkeyPat
 
 
 def test_unsupported_gpm_is_asked_once() -> None:
-    rig = Rig()
+    rig = Fake()
 
     def none(handle: int) -> Any:
         rig.nvml.calls["support",] += 1
@@ -365,15 +355,3 @@ def test_unsupported_gpm_is_asked_once() -> None:
     for _ in range(3):
         assert "sm_active_ratio" not in rig.sweep(Cadence.MEDIUM)[0]
     assert rig.nvml.calls["support",] == 1
-
-
-def test_auto_is_nvml_when_there_is_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(2))
-    caplog.set_level("INFO", "gputel.sources")
-    source = open_source(SourceSettings(), {})
-    assert source.name == "nvml"
-    assert "source: nvml, 2 NVIDIA H100 80GB HBM3, driver 570.1" in caplog.text
-    assert len(source.open()) == 2
-    source.close()

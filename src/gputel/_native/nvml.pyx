@@ -1,0 +1,480 @@
+"""The sweep: every GPU of the node, one metric set, without the GIL and without an object.
+
+The kernel is made of small C files, from the call outwards:
+
+    nvml_ask.h     one call, by the shape of its C signature
+    nvml_read.h    one GPU and metric set: calls, fields, GPM; cells with their ranges
+    nvml_drain.h   the driver's own buffers of samples, merged by time
+    nvml_turn.h    who may ask which GPU; what happens when a call does not return
+    nvml_plan.h    the plans, and what is remembered of each GPU
+
+What is asked is data (gputel.plan); this file turns it into C, loops over the GPUs and hands
+rows to the ring. The twin is gputel._reference.nvml.
+"""
+
+import ctypes
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+from libc.time cimport time_t
+
+from gputel._native.ring cimport Ring, RowHeader
+
+from gputel.plan import DRAIN_SAMPLES_MAX, STALLED_NS, Note, Outcome
+from gputel.rows import LATENESS_US_MAX
+
+assert GPUTEL_SAMPLES_MAX == DRAIN_SAMPLES_MAX
+assert GPUTEL_OUTCOMES == len(Outcome)
+
+cdef extern from "time.h" nogil:
+    ctypedef int clockid_t
+    cdef struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    clockid_t CLOCK_MONOTONIC
+    int clock_nanosleep(clockid_t clock, int flags, const timespec *request, timespec *remain)
+
+cdef int64_t POLL_NS_MIN = 5_000_000
+cdef int64_t POLL_NS_MAX = 250_000_000
+cdef int NO_PLAN = -1
+
+
+cdef class Sweeper:
+    """All GPUs of a node, and the turn of the thread that may ask them.
+
+    `plans` is a gputel.plan.Plan a metric set, `functions` the addresses of the functions
+    that no plan names (0: the library has none), `devices` the most GPUs there can be. Slot
+    number `devices` is the node: it is claimed for calls that belong to no GPU.
+    """
+
+    cdef gputel_core core
+    cdef gputel_turns *turns
+    cdef readonly tuple plans
+
+    def __cinit__(self, plans, functions, int devices):
+        self.plans = tuple(plans)
+        self.core.plans = len(self.plans)
+        self.core.devices = devices
+        gputel_ticks_init(&self.core.base)
+        self.core.cheap_ticks = self._ticks(GPUTEL_CHEAP_NS)
+        self.turns = <gputel_turns *>_zeroed(1, sizeof(gputel_turns))
+        self.turns.current = GPUTEL_NOBODY
+        self.core.rejected = <uint64_t *>_zeroed(
+            self.core.plans * GPUTEL_COLUMNS_MAX, sizeof(uint64_t)
+        )
+        self.core.plan = <gputel_plan *>_zeroed(self.core.plans, sizeof(gputel_plan))
+        self.core.device = <gputel_device *>_zeroed(devices + 1, sizeof(gputel_device))
+        for i, plan in enumerate(self.plans):
+            _fill_plan(&self.core.plan[i], plan)
+        for i in range(devices + 1):
+            self._make_device(&self.core.device[i])
+        self.core.functions.field_values = _address(functions, "nvmlDeviceGetFieldValues")
+        self.core.functions.samples = _address(functions, "nvmlDeviceGetSamples")
+        self.core.functions.gpm_support = _address(functions, "nvmlGpmQueryDeviceSupport")
+        self.core.functions.gpm_alloc = _address(functions, "nvmlGpmSampleAlloc")
+        self.core.functions.gpm_free = _address(functions, "nvmlGpmSampleFree")
+        self.core.functions.gpm_sample = _address(functions, "nvmlGpmSampleGet")
+        self.core.functions.gpm_metrics = _address(functions, "nvmlGpmMetricsGet")
+
+    cdef int _make_device(self, gputel_device *device) except -1:
+        cdef int p
+        device.xid_last = -1
+        device.reading = <gputel_reading *>_zeroed(self.core.plans, sizeof(gputel_reading))
+        for p in range(self.core.plans):
+            if gputel_reading_init(&device.reading[p], &self.core.plan[p]) < 0:
+                raise MemoryError("the state of a GPU")
+        return 0
+
+    def __dealloc__(self):
+        cdef int i, p
+        if self.core.device is not NULL:
+            for i in range(self.core.devices + 1):
+                if self.core.device[i].reading is NULL:
+                    continue
+                for p in range(self.core.plans):
+                    gputel_reading_free(&self.core.device[i].reading[p], &self.core.plan[p])
+                free(self.core.device[i].reading)
+        if self.core.plan is not NULL:
+            for p in range(self.core.plans):
+                _free_plan(&self.core.plan[p])
+        free(self.core.device)
+        free(self.core.plan)
+        free(self.core.rejected)
+        free(self.turns)
+
+    cdef gputel_device *_device(self, int slot) except NULL:
+        if not 0 <= slot <= self.core.devices:
+            raise IndexError(f"slot {slot} of {self.core.devices}")
+        return &self.core.device[slot]
+
+    # ---- GPUs that come and go ------------------------------------------------------------
+
+    def attach(self, int slot, handle):
+        """Ask this GPU from now on; nothing is known to be unsupported. `handle` is pynvml's.
+
+        The slot is claimed, or no thread has ever asked it.
+        """
+        cdef gputel_device *device = self._device(slot)
+        cdef uintptr_t address = ctypes.cast(handle, ctypes.c_void_p).value
+        cdef int p
+        gputel_lock(self.turns)
+        device.handle = <nvmlDevice_t>address
+        for p in range(self.core.plans):
+            gputel_reading_forget(&device.reading[p], &self.core.plan[p])
+        device.generation += 1
+        device.attached = 1
+        gputel_unlock(self.turns)
+
+    def detach(self, int slot):
+        """Ask this GPU no more; a row that a thread is still busy with is discarded.
+
+        False when it was not attached.
+        """
+        cdef gputel_device *device = self._device(slot)
+        gputel_lock(self.turns)
+        was = device.attached != 0
+        if was:
+            gputel_detach_locked(device)
+        gputel_unlock(self.turns)
+        return was
+
+    def is_attached(self, int slot):
+        """Is this GPU asked?"""
+        return self._device(slot).attached != 0
+
+    def is_busy(self, int slot):
+        """Has a thread claimed this GPU?"""
+        return self._device(slot).busy != 0
+
+    def set_xid(self, int slot, xid):
+        """The last XID of this GPU; None: XIDs can't be seen."""
+        self._device(slot).xid_last = -1 if xid is None else xid
+
+    # ---- The turn -------------------------------------------------------------------------
+
+    @property
+    def turn(self):
+        """The turn that may sweep now."""
+        return self.turns.turn
+
+    def claim(self, uint64_t turn, int slot):
+        """Begin calls of one's own for this GPU; False: another thread has it, or the turn."""
+        self._device(slot)
+        cdef uint64_t now_ticks = gputel_ticks(&self.core.base)
+        return gputel_claim(self.turns, &self.core, turn, slot, NO_PLAN, 0, now_ticks)
+
+    def finish(self, uint64_t turn, int slot):
+        """End what `claim` began; False when the turn was taken away meanwhile."""
+        self._device(slot)
+        gputel_lock(self.turns)
+        mine = gputel_finish(self.turns, &self.core, turn, slot)
+        gputel_unlock(self.turns)
+        return mine
+
+    def abandon(self, int64_t limit_ns):
+        """Take the turn from a thread whose call lasts `limit_ns`; False when none does."""
+        return gputel_abandon(self.turns, &self.core, self._ticks(limit_ns))
+
+    def stuck_ns(self, int slot):
+        """How long the call in progress on this GPU lasts; 0 when there is none."""
+        self._device(slot)
+        cdef double ticks = gputel_age_ticks(&self.core, slot)
+        return max(0, <int64_t>(ticks * gputel_ns_per_tick(&self.core.base)))
+
+    def watch(self, int64_t limit_ns):
+        """Wait until something is wrong: the turn's thread is in a call for `limit_ns`, or any
+        attached GPU's call lasts for STALLED_NS. Its slot; -1 after `close`."""
+        cdef int64_t limit = self._ticks(limit_ns)
+        cdef int64_t stalled = self._ticks(STALLED_NS)
+        cdef int64_t poll_ns = min(max(limit_ns // 2, POLL_NS_MIN), POLL_NS_MAX)
+        cdef timespec pause
+        cdef int slot = GPUTEL_NOBODY
+        pause.tv_sec = 0
+        pause.tv_nsec = poll_ns
+        with nogil:
+            while slot == GPUTEL_NOBODY and not self.turns.closing:
+                slot = self._trouble(limit, stalled)
+                if slot == GPUTEL_NOBODY:
+                    clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL)
+        return slot
+
+    cdef int _trouble(self, int64_t limit, int64_t stalled) noexcept nogil:
+        cdef int slot = self.turns.current
+        if slot != GPUTEL_NOBODY and gputel_age_ticks(&self.core, slot) >= limit:
+            return slot
+        for slot in range(self.core.devices):
+            if self.core.device[slot].attached and gputel_age_ticks(&self.core, slot) >= stalled:
+                return slot
+        return GPUTEL_NOBODY
+
+    def close(self):
+        """Let `watch` return; nothing is asked any more."""
+        self.turns.closing = 1
+
+    def release(self):
+        """Give the driver's buffers back; no thread is busy with a GPU."""
+        cdef int slot, p
+        with nogil:
+            for slot in range(self.core.devices):
+                for p in range(self.core.plans):
+                    gputel_gpm_release(&self.core, &self.core.device[slot].reading[p])
+
+    cdef int64_t _ticks(self, int64_t ns):
+        return <int64_t>(ns / gputel_ns_per_tick(&self.core.base))
+
+    # ---- The sweep ------------------------------------------------------------------------
+
+    def sweep(
+        self, uint64_t turn, int plan, int64_t time_ns, int64_t monotonic_ns, lateness_us,
+        Ring ring not None
+    ):
+        """Write the rows of plan number `plan`, one an attached GPU that has not been asked
+        for `time_ns` yet (any number for samples). False when the turn was taken away."""
+        cdef uint32_t late = min(lateness_us, LATENESS_US_MAX)
+        cdef bint mine
+        if not 0 <= plan < self.core.plans or ring.cells != self.core.plan[plan].columns:
+            raise ValueError(f"plan {plan} does not write the rows of this ring")
+        with nogil:
+            mine = self._sweep(turn, plan, time_ns, monotonic_ns, late, ring)
+        return mine
+
+    cdef bint _sweep(
+        self, uint64_t turn, int plan, int64_t time_ns, int64_t monotonic_ns, uint32_t late,
+        Ring ring
+    ) noexcept nogil:
+        # GPUs that were slow the last time come last: they delay no other.
+        cdef uint64_t now_ticks = gputel_ticks(&self.core.base)
+        cdef int slot, is_slow
+        for is_slow in range(2):
+            for slot in range(self.core.devices):
+                if (
+                    self.core.device[slot].attached
+                    and self.core.device[slot].is_slow == is_slow
+                    and gputel_claim(
+                        self.turns, &self.core, turn, slot, plan, time_ns, now_ticks
+                    )
+                    and not self._ask(
+                        turn, slot, plan, time_ns, monotonic_ns, late, ring, &now_ticks
+                    )
+                ):
+                    return False
+        return gputel_has_turn(self.turns, turn)
+
+    cdef bint _ask(
+        self, uint64_t turn, int slot, int plan, int64_t time_ns, int64_t monotonic_ns,
+        uint32_t late, Ring ring, uint64_t *now_ticks
+    ) noexcept nogil:
+        cdef gputel_reader reader
+        cdef gputel_device *device = &self.core.device[slot]
+        cdef uint32_t generation = device.generation
+        cdef bint drains = self.core.plan[plan].samples > 0
+        cdef bint mine
+        cdef int outcome, i
+        reader.core = &self.core
+        reader.device = device
+        reader.plan = &self.core.plan[plan]
+        reader.reading = &device.reading[plan]
+        reader.plan_index = plan
+        reader.slot = slot
+        reader.time_ns = time_ns
+        reader.monotonic_ns = monotonic_ns
+        gputel_timing_begin(&reader)
+        outcome = gputel_drain(&reader) if drains else gputel_read(&reader)
+        now_ticks[0] = gputel_timing_end(&reader)
+        gputel_lock(self.turns)
+        if device.generation == generation:
+            if outcome == GPUTEL_LOST or outcome == GPUTEL_FATAL:
+                gputel_detach_locked(device)
+                gputel_note_down(
+                    &reader,
+                    GPUTEL_NOTE_LOST if outcome == GPUTEL_LOST else GPUTEL_NOTE_FATAL,
+                    0, 0, device.code
+                )
+            elif drains:
+                while gputel_drain_row(&reader):
+                    _write(&reader, 0, ring)
+            else:
+                reader.reading.row[0] = time_ns
+                _write(&reader, late, ring)
+            for i in range(device.notes):
+                gputel_log(self.turns, &device.note[i])
+        mine = gputel_finish(self.turns, &self.core, turn, slot)
+        gputel_unlock(self.turns)
+        return mine
+
+    # ---- What it noticed and what it cost -------------------------------------------------
+
+    def notes(self):
+        """What sweeps have noticed since the last call, as (Note, slot, plan, column, time_ns,
+        before, value)."""
+        if self.turns.entries == 0:
+            return []
+        # No object is made under the lock: that may run other Python, which may want it.
+        cdef gputel_note *taken = <gputel_note *>_zeroed(GPUTEL_LOG_MAX, sizeof(gputel_note))
+        cdef int entries, i
+        cdef uint64_t overflow
+        gputel_lock(self.turns)
+        entries = self.turns.entries
+        overflow = self.turns.overflow
+        memcpy(taken, self.turns.log, entries * sizeof(gputel_note))
+        self.turns.entries = 0
+        self.turns.overflow = 0
+        gputel_unlock(self.turns)
+        found = [
+            (
+                Note(taken[i].kind), taken[i].slot, taken[i].plan, taken[i].column,
+                taken[i].time_ns, taken[i].before, taken[i].value,
+            )
+            for i in range(entries)
+        ]
+        free(taken)
+        if overflow:
+            found.append((Note.OVERFLOW, 0, 0, 0, 0, 0, float(overflow)))
+        return found
+
+    def costs(self, int plan):
+        """(calls, ns, ns of the longest, errors by Outcome) of each of the plan's `asks`."""
+        if not 0 <= plan < self.core.plans:
+            raise IndexError(f"plan {plan} of {self.core.plans}")
+        cdef double scale = gputel_ns_per_tick(&self.core.base)
+        cdef gputel_cost *cost
+        cdef int ask, slot, i
+        found = []
+        for ask in range(self.core.plan[plan].asks):
+            calls = ticks = longest = 0
+            errors = [0] * GPUTEL_OUTCOMES
+            for slot in range(self.core.devices):
+                cost = &self.core.device[slot].reading[plan].cost[ask]
+                calls += gputel_get(&cost.calls)
+                ticks += gputel_get(&cost.ticks)
+                longest = max(longest, gputel_get(&cost.ticks_max))
+                for i in range(GPUTEL_OUTCOMES):
+                    errors[i] += gputel_get(&cost.errors[i])
+            found.append((calls, round(ticks * scale), round(longest * scale), tuple(errors)))
+        return found
+
+    def rejected(self, int plan):
+        """Values out of range, by column."""
+        if not 0 <= plan < self.core.plans:
+            raise IndexError(f"plan {plan} of {self.core.plans}")
+        return [
+            self.core.rejected[plan * GPUTEL_COLUMNS_MAX + column]
+            for column in range(self.core.plan[plan].columns)
+        ]
+
+    @property
+    def skipped_samples(self):
+        """Samples of the driver without a time, or with one that was there before."""
+        return self.core.skipped_samples
+
+
+cdef void _write(gputel_reader *reader, uint32_t late, Ring ring) noexcept nogil:
+    """Hand the row of the reading over; its time and cells are filled."""
+    cdef RowHeader *header = <RowHeader *>reader.reading.row
+    header.gpu = reader.slot
+    header.lateness_us = late
+    header.sequence = reader.reading.sequence
+    reader.reading.sequence += 1
+    ring.write(<const char *>header, 1)
+
+
+# ---- From gputel.plan to C ----------------------------------------------------------------
+
+
+cdef void *_zeroed(size_t count, size_t size_bytes) except NULL:
+    cdef void *memory = calloc(count or 1, size_bytes)
+    if memory is NULL:
+        raise MemoryError(f"{count} times {size_bytes} bytes")
+    return memory
+
+
+cdef void *_address(functions, str name) except? NULL:
+    return <void *><uintptr_t>functions.get(name, 0)
+
+
+cdef int _fill_target(gputel_target *to, target, int columns) except -1:
+    if not 0 <= target.column < columns or not 0 <= target.word < GPUTEL_WORDS:
+        raise ValueError(f"{target} is outside the row or the answer")
+    if not target.is_float and target.divide != 1:
+        raise ValueError(f"{target} divides an integer")
+    if target.low > 0 or target.high < 0:
+        raise ValueError(f"{target} can't be 0")
+    to.column = target.column
+    to.word = target.word
+    to.is_float = target.is_float
+    to.is_counter = target.is_counter
+    to.multiply = target.multiply
+    to.divide = target.divide
+    to.low = target.low
+    to.high = target.high
+    to.low_i = <int64_t>max(-(2**63), int(target.low))
+    to.high_i = <int64_t>min(2**63 - 1, int(target.high))
+    to.bit = <uint64_t>1 << target.column
+    to.raw_max = to.high_i // target.multiply
+    return 0
+
+
+cdef int _fill_plan(gputel_plan *to, plan) except -1:
+    cdef int columns = plan.columns
+    cdef int i, j
+    if not 1 <= columns <= GPUTEL_COLUMNS_MAX:
+        raise ValueError(f"{columns} columns; 1 to {GPUTEL_COLUMNS_MAX} are allowed")
+    to.columns = columns
+    to.call = <gputel_call *>_zeroed(len(plan.calls), sizeof(gputel_call))
+    to.field = <gputel_field *>_zeroed(len(plan.fields), sizeof(gputel_field))
+    to.gpm = <gputel_single *>_zeroed(len(plan.gpm), sizeof(gputel_single))
+    to.sample = <gputel_single *>_zeroed(len(plan.samples), sizeof(gputel_single))
+    for i, call in enumerate(plan.calls):
+        to.call[i].target = <gputel_target *>_zeroed(len(call.targets), sizeof(gputel_target))
+        to.calls += 1  # one by one: what is counted is freed
+        to.call[i].function = <void *><uintptr_t>call.address
+        to.call[i].shape = call.shape
+        to.call[i].after = call.after
+        for j, number in enumerate(call.arguments):
+            to.call[i].argument[j] = number
+        for j, target in enumerate(call.targets):
+            _fill_target(&to.call[i].target[j], target, columns)
+        to.call[i].targets = len(call.targets)
+    for i, field in enumerate(plan.fields):
+        to.field[i].field = field.field
+        to.field[i].scope = field.scope
+        to.field[i].member = field.member
+        to.field[i].in_rate = field.in_rate
+        if field.target is not None:
+            _fill_target(&to.field[i].target, field.target, columns)
+    to.fields = len(plan.fields)
+    _fill_singles(to.gpm, [(op.metric, op.target) for op in plan.gpm], columns)
+    to.gpms = len(plan.gpm)
+    _fill_singles(to.sample, [(op.type, op.target) for op in plan.samples], columns)
+    to.samples = len(plan.samples)
+    if plan.rate is not None:
+        to.has_rate = True
+        _fill_target(&to.rate, plan.rate, columns)
+    if plan.xid is not None:
+        to.has_xid = True
+        _fill_target(&to.xid, plan.xid, columns)
+    to.ask_fields = to.calls
+    to.ask_gpm = to.ask_fields + (to.fields > 0)
+    to.ask_samples = to.ask_gpm + 2 * (to.gpms > 0)
+    to.asks = to.ask_samples + (to.samples > 0)
+    if to.asks != len(plan.asks):
+        raise ValueError("the plan accounts other functions than the kernel")
+    return 0
+
+
+cdef int _fill_singles(gputel_single *to, singles, int columns) except -1:
+    for i, (number, target) in enumerate(singles):
+        to[i].id = number
+        _fill_target(&to[i].target, target, columns)
+    return 0
+
+
+cdef void _free_plan(gputel_plan *plan):
+    cdef int i
+    for i in range(plan.calls):
+        free(plan.call[i].target)
+    free(plan.call)
+    free(plan.field)
+    free(plan.gpm)
+    free(plan.sample)

@@ -1,0 +1,250 @@
+/* What is asked of a GPU, and what is remembered of its answers.
+ *
+ *   core ---- plan[p] -- call[], field[], gpm[], sample[] -- target: a cell of the row
+ *     |
+ *     +------ device[s] -- reading[p]   one GPU's state for one plan: what it refused, its
+ *                                       counters' last values, buffers, the row itself
+ *
+ * Plans never change. A device and its readings belong to the thread that has claimed the
+ * device (nvml_turn.h); only atomics are read by others meanwhile. Everything is allocated
+ * at construction, for as many GPUs as there can be; what is not touched costs no memory.
+ */
+#ifndef GPUTEL_NVML_PLAN_H
+#define GPUTEL_NVML_PLAN_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "nvml_ask.h"
+#include "nvml_ticks.h"
+
+#define GPUTEL_COLD __attribute__((noinline, cold))
+#define GPUTEL_COLUMNS_MAX 64
+#define GPUTEL_ROW_WORDS (4 + GPUTEL_COLUMNS_MAX)
+#define GPUTEL_NOTES_MAX 192 /* of one device and sweep: a reset and a refusal a column, one loss */
+#define GPUTEL_SAMPLES_MAX 1024 /* gputel.plan.DRAIN_SAMPLES_MAX */
+
+/* What the driver gives is used as it is up to `raw_max`: an integer whose lowest value is 0. */
+typedef struct {
+    uint64_t raw_max;
+    uint64_t bit;
+    int column;
+    int word;
+    int is_float;
+    int is_counter;
+    uint32_t multiply;
+    uint32_t divide;
+    double low, high;
+    int64_t low_i, high_i;
+} gputel_target;
+
+typedef struct {
+    void *function; /* NULL: the library has none */
+    int shape;
+    unsigned int argument[2];
+    int after;
+    int targets;
+    gputel_target *target;
+} gputel_call;
+
+typedef struct {
+    unsigned int field;
+    unsigned int scope;
+    int member;
+    int in_rate; /* part of the rate's traffic, else it has a target */
+    gputel_target target;
+} gputel_field;
+
+typedef struct {
+    unsigned int id; /* metric or sampling type */
+    gputel_target target;
+} gputel_single;
+
+typedef struct {
+    int columns;
+    int calls, fields, gpms, samples;
+    gputel_call *call;
+    gputel_field *field;
+    gputel_single *gpm;
+    gputel_single *sample;
+    int has_rate, has_xid;
+    gputel_target rate, xid;
+    int asks;       /* functions whose cost is accounted: calls, then these */
+    int ask_fields; /* index, or -1 */
+    int ask_gpm;    /* SampleGet; MetricsGet follows */
+    int ask_samples;
+} gputel_plan;
+
+typedef struct {
+    _Atomic uint64_t calls;
+    _Atomic uint64_t ticks;
+    _Atomic uint64_t ticks_max;
+    _Atomic uint64_t errors[GPUTEL_OUTCOMES];
+} gputel_cost;
+
+/* gputel.plan.Note */
+enum { GPUTEL_NOTE_LOST, GPUTEL_NOTE_FATAL, GPUTEL_NOTE_RESET, GPUTEL_NOTE_REJECTED };
+
+typedef struct {
+    int kind;
+    int slot;
+    int plan;
+    int column;
+    int64_t time_ns;
+    int64_t before;
+    double value;
+} gputel_note;
+
+typedef struct {
+    uint64_t cursor_us;
+    int cursor_known;
+    int is_unsupported;
+    int count, next; /* of `buffer`, while its rows are merged */
+    int member;
+    nvmlSample_t *buffer;
+} gputel_stream;
+
+typedef struct {
+    int64_t attempted_ns; /* the tick this GPU was last claimed for */
+    int64_t sequence;
+    uint8_t *unsupported; /* by origin */
+    uint8_t *answered;    /* by origin, since the device was attached */
+    gputel_cost *cost;    /* by ask */
+    unsigned int *scope;  /* by field: what this GPU accepts */
+    int *active;          /* the fields still asked */
+    int active_count;
+    int active_stale;
+    int is_cheap;      /* the last sweep was: its calls need not all be timed */
+    unsigned untimed;  /* cheap sweeps so far */
+    nvmlFieldValue_t *values;
+    int64_t counter[GPUTEL_COLUMNS_MAX];
+    uint8_t counter_known[GPUTEL_COLUMNS_MAX];
+    uint8_t rejected[GPUTEL_COLUMNS_MAX]; /* a note was made */
+    uint64_t rate_total;
+    int64_t rate_ns;
+    int rate_known;
+    int gpm_state; /* 0 not asked yet, 1 supported, -1 not */
+    int gpm_filled;
+    int64_t gpm_ns;
+    nvmlGpmSample_t gpm_sample[2];
+    nvmlGpmMetricsGet_t *gpm_request;
+    gputel_stream *stream;
+    _Alignas(8) uint64_t row[GPUTEL_ROW_WORDS];
+} gputel_reading;
+
+typedef struct {
+    nvmlDevice_t handle;
+    _Atomic uint64_t since_ticks; /* of the call in progress; 0 between calls */
+    uint64_t claimed_ticks;
+    _Atomic int64_t xid_last;     /* -1: XIDs of this GPU can't be seen */
+    _Atomic int busy;             /* claimed by a thread */
+    _Atomic int attached;
+    uint32_t generation;       /* how often it was attached and detached */
+    int is_slow;               /* the work was once taken away in one of its calls: asked last */
+    nvmlReturn_t code;         /* of the loss */
+    int hopeless; /* answers of this sweep that say nothing, */
+    int others;   /* and those that do */
+    int notes;
+    gputel_note note[GPUTEL_NOTES_MAX];
+    gputel_reading *reading;
+} gputel_device;
+
+typedef struct {
+    nvmlDeviceGetFieldValues_fn field_values;
+    nvmlDeviceGetSamples_fn samples;
+    nvmlGpmQueryDeviceSupport_fn gpm_support;
+    nvmlGpmSampleAlloc_fn gpm_alloc;
+    nvmlGpmSampleFree_fn gpm_free;
+    nvmlGpmSampleGet_fn gpm_sample;
+    nvmlGpmMetricsGet_fn gpm_metrics;
+} gputel_functions;
+
+typedef struct {
+    gputel_functions functions;
+    gputel_ticks_base base;
+    uint64_t cheap_ticks;
+    int plans;
+    int devices;
+    gputel_plan *plan;
+    gputel_device *device;
+    uint64_t *rejected; /* values out of range, [plan][column] */
+    _Atomic uint64_t skipped_samples;
+} gputel_core;
+
+/* A counter with one writer at a time: no locked instruction is needed. */
+static inline void gputel_add(_Atomic uint64_t *counter, uint64_t n)
+{
+    uint64_t value = atomic_load_explicit(counter, memory_order_relaxed);
+    atomic_store_explicit(counter, value + n, memory_order_relaxed);
+}
+
+static inline uint64_t gputel_get(_Atomic uint64_t *counter)
+{
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+/* Calls, then fields, then the one call that gets all fields. */
+static inline int gputel_origins(const gputel_plan *plan)
+{
+    return plan->calls + plan->fields + 1;
+}
+
+static int gputel_reading_init(gputel_reading *reading, const gputel_plan *plan)
+{
+    int origins = gputel_origins(plan);
+    int fields = plan->fields + 1; /* calloc(0) may be NULL, which would read as a failure */
+
+    reading->attempted_ns = INT64_MIN;
+    reading->unsupported = calloc(origins, 1);
+    reading->answered = calloc(origins, 1);
+    reading->cost = calloc(plan->asks + 1, sizeof *reading->cost);
+    reading->scope = calloc(fields, sizeof *reading->scope);
+    reading->active = calloc(fields, sizeof *reading->active);
+    reading->values = calloc(fields, sizeof *reading->values);
+    reading->gpm_request = calloc(1, plan->gpms ? sizeof *reading->gpm_request : 1);
+    reading->stream = calloc(plan->samples + 1, sizeof *reading->stream);
+    if (!reading->unsupported || !reading->answered || !reading->cost || !reading->scope ||
+        !reading->active || !reading->values || !reading->gpm_request || !reading->stream)
+        return -1;
+    for (int i = 0; i < plan->samples; i++) {
+        reading->stream[i].buffer = calloc(GPUTEL_SAMPLES_MAX, sizeof(nvmlSample_t));
+        if (!reading->stream[i].buffer)
+            return -1;
+    }
+    return 0;
+}
+
+static void gputel_reading_free(gputel_reading *reading, const gputel_plan *plan)
+{
+    for (int i = 0; reading->stream && i < plan->samples; i++)
+        free(reading->stream[i].buffer);
+    free(reading->unsupported);
+    free(reading->answered);
+    free(reading->cost);
+    free(reading->scope);
+    free(reading->active);
+    free(reading->values);
+    free(reading->gpm_request);
+    free(reading->stream);
+}
+
+/* Nothing is known to be unsupported any more. Counters, cursors and costs survive: a reset
+ * is seen across a loss, and no sample of the driver is taken twice. */
+static void gputel_reading_forget(gputel_reading *reading, const gputel_plan *plan)
+{
+    memset(reading->unsupported, 0, gputel_origins(plan));
+    memset(reading->answered, 0, gputel_origins(plan));
+    for (int i = 0; i < plan->calls; i++)
+        reading->unsupported[i] = plan->call[i].function == NULL;
+    for (int i = 0; i < plan->fields; i++)
+        reading->scope[i] = plan->field[i].scope;
+    for (int i = 0; i < plan->samples; i++)
+        reading->stream[i].is_unsupported = 0;
+    reading->active_stale = 1;
+    reading->rate_known = 0;
+    reading->gpm_state = 0;
+    reading->gpm_filled = 0;
+}
+
+#endif
