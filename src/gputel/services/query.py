@@ -92,12 +92,12 @@ def _lines(series: Sequence[dict[str, Any]], held: Sequence[Line]) -> list[Line]
         for text, value in zip(one["time"], one["value"], strict=True):
             time = datetime.fromisoformat(text)
             lines = by_time.setdefault(time, [])
-            line = next((line for line in lines if line.values[column] is None), None)
-            if line is None:
-                line = Line(time, [None] * len(series))
-                lines.append(line)
+            free = next((line for line in lines if line.values[column] is None), None)
+            if free is None:
+                free = Line(time, [None] * len(series))
+                lines.append(free)
             # JSON has no word for what is not a number.
-            line.values[column] = math.nan if value is None else value
+            free.values[column] = math.nan if value is None else value
     return [line for time in sorted(by_time) for line in by_time[time]]
 
 
