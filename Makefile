@@ -13,7 +13,7 @@ ARGS ?=
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-NATIVE := $(wildcard src/gputel/_native/*.pyx src/gputel/_native/*.pxd src/gputel/_native/*.h \
+NATIVE := $(wildcard src/gputel/_native/*.pyx src/gputel/_native/*.px[di] src/gputel/_native/*.h \
 	src/gputel/_native/simnvml/*.c src/gputel/_native/simnvml/*.h)
 
 $(BIN)/python:

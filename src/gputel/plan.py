@@ -65,6 +65,14 @@ class Outcome(IntEnum):
     FATAL = 4  # the driver is: this process can't speak to it any more
 
 
+class Swept(IntEnum):
+    """How a sweep ended."""
+
+    DONE = 0
+    ABANDONED = 1  # the turn was taken away
+    PREEMPTED = 2  # its time was over; the same tick goes on where it stopped
+
+
 class Note(IntEnum):
     """What a sweep noticed besides values."""
 

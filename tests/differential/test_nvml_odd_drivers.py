@@ -24,6 +24,7 @@ from gputel.plan import (
     Plan,
     SampleOp,
     Shape,
+    Swept,
     Target,
 )
 
@@ -128,7 +129,7 @@ class Pair:
         """The rows of both kernels, after a look that they are equal: (time_ns, values)."""
         found = []
         for sweeper, ring in zip(self.sweepers, self.rings, strict=True):
-            assert sweeper.sweep(sweeper.turn, 0, time_ns, monotonic_ns, 7, ring)
+            assert sweeper.sweep(sweeper.turn, 0, time_ns, monotonic_ns, 7, ring) == Swept.DONE
             columns = Columns(self._storages, 1, 65_536)
             columns.drain(ring)
             rows = []

@@ -7,9 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from support.pipeline import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.integration
@@ -188,6 +192,40 @@ def test_doctor_without_a_pipeline(tmp_path: Path) -> None:
     assert "gputel up" in checks["pipeline"]["advice"]
     well = all(check["well"] for check in checks.values())
     assert done.returncode == (0 if well else 9)
+
+
+def test_doctor_sees_a_collector_that_runs_alone(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    variables = {
+        "GPUTEL_COLLECTOR__LISTEN": listen,
+        "GPUTEL_MESSAGE_QUEUE__ADDRESS": "127.0.0.1:1",
+        "GPUTEL_SOURCE__KIND": "sim",
+        "GPUTEL_COLLECTOR__FAST_HZ": "50",
+    }
+    command = [sys.executable, "-m", "gputel", "collector", "--data-dir", str(tmp_path)]
+    log = tmp_path / "log"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, env={**environment(), **variables}, stderr=stderr) as collector,
+    ):
+        try:
+            deadline = time.monotonic() + 40
+            checks: dict[str, Any] = {}
+            while "rate fast" not in checks and time.monotonic() < deadline:
+                done = gputel("doctor", "--json", "--data-dir", str(tmp_path), **variables)
+                said = json.loads(done.stdout)
+                checks = {check["name"]: check for check in said["checks"]}
+            assert "the broker is away" in checks["collector"]["finding"]
+            assert "frames wait" in checks["spool"]["finding"]
+            assert "10 would tell the same" in checks["rate fast"]["advice"]
+            rates = {rate["metric"]: rate for rate in said["collector"]["rates"]}
+            assert rates["energy_millijoules"]["effective_hz"] == pytest.approx(10, rel=0.15)
+            assert "port collector" not in checks
+        finally:
+            collector.terminate()
+    assert "stay in the spool" in log.read_text()
 
 
 def test_doctor_says_what_to_do(tmp_path: Path) -> None:

@@ -79,8 +79,12 @@ def test_doctor_sees_it(pipeline: Any, run_gputel: Callable[..., Any]) -> None:
     done = run_gputel("doctor", "--json", "--data-dir", pipeline.ready["data_dir"])
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert {"broker", "sink", "api", "streamer", "collector", "postgres"} <= set(checks)
-    for name in ("pipeline", "broker", "api", "collector", "lag", "end to end"):
+    for name in ("pipeline", "broker", "api", "collector", "lag", "end to end", "spool"):
         assert checks[name]["well"], checks[name]
+    assert {"losses", "cadence fast", "cadence slow"} <= set(checks)
+    collector = json.loads(done.stdout)["collector"]
+    assert collector["url"] == pipeline.ready["collector"]
+    assert {row["cadence"] for row in collector["cadences"]} >= {"fast", "medium", "slow"}
 
 
 def test_a_second_one_on_the_same_data_directory(

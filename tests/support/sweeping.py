@@ -7,7 +7,7 @@ from typing import Any
 
 from gputel._reference.nvml import Sweeper as Twin
 from gputel.catalog import METRIC_SETS, SET_BY_CADENCE, Cadence
-from gputel.clock import ManualClock
+from gputel.clock import ManualClock, SystemClock
 from gputel.inventory import EventKind
 from gputel.kernels import Columns, Ring, Sealed
 from gputel.limits import GPUS_PER_NODE_MAX
@@ -32,7 +32,7 @@ class Rig:
         sim: Sim | None = None,
         *,
         twin: bool = False,
-        clock: ManualClock | None = None,
+        clock: ManualClock | SystemClock | None = None,
         **options: Any,
     ) -> None:
         self.sim = sim
@@ -48,7 +48,8 @@ class Rig:
 
     def advance(self, seconds: float) -> None:
         """Let time pass, here and in the driver."""
-        self.clock.advance(seconds)
+        if isinstance(self.clock, ManualClock):
+            self.clock.advance(seconds)
         if self.sim is not None:
             self.sim.advance(seconds)
 

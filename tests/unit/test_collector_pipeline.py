@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gputel import wire
+from gputel import limits, wire
 from gputel.catalog import METRIC_SETS, Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector import Collector
 from gputel.collector.exporter import Format
+from gputel.collector.outbox import LiveOutbox
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import ProducerFenced
 from gputel.inventory import EventKind
@@ -43,6 +44,7 @@ class MemoryPublisher:
         self.connected = True
         self.fenced: ProducerFenced | None = None
         self.changed = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None
 
     @property
     def pending_messages(self) -> int:
@@ -68,11 +70,7 @@ class MemoryPublisher:
             self.stored[sequence] = message
         self.pending.clear()
         self.changed.set()
-
-    def drop_oldest(self) -> int:
-        if not self.pending:
-            return 0
-        return len(self.pending.pop(min(self.pending))[1])
+        self.on_change()
 
     async def publish(self, sequence: int, key: str, payload: bytes) -> None:
         while not self.offer(sequence, key, payload):
@@ -93,9 +91,16 @@ class MemoryBroker:
         self.identity = ("", 0)
 
     async def publisher(
-        self, topic: str, producer: str, epoch: int, *, pending_bytes: int
+        self,
+        topic: str,
+        producer: str,
+        epoch: int,
+        *,
+        pending_bytes: int,
+        on_change: Callable[[], None] = lambda: None,
     ) -> MemoryPublisher:
         self.identity = (producer, epoch)
+        self.made.on_change = on_change
         return self.made
 
 
@@ -156,11 +161,17 @@ def rows(stored: dict[int, tuple[str, bytes]]) -> list[tuple[str, int, int]]:
     ]
 
 
-def simulated(broker: Any, telemetry: Telemetry, health: Health, hz: float = 200) -> Collector:
+def simulated(
+    broker: Any,
+    telemetry: Telemetry,
+    health: Health,
+    hz: float = 200,
+    pending_bytes: int = limits.MIB,
+) -> Collector:
     periods = {Cadence.FAST: int(NS_PER_S / hz), Cadence.MEDIUM: NS_PER_S, Cadence.SLOW: NS_PER_S}
     model = "NVIDIA H100 80GB HBM3"
     source = Simulator(node="n", gpus=3, model=model, seed=1, periods_ns=periods)
-    settings = CollectorSettings(flush_ms=10, ring_rows=64)
+    settings = CollectorSettings(flush_ms=10, ring_rows=64, pending_bytes=pending_bytes)
     return Collector(settings, source, broker, "telemetry", telemetry, health)
 
 
@@ -172,7 +183,8 @@ def replayed(path: Path, broker: Any, telemetry: Telemetry) -> Collector:
 
 def dropped(collector: Collector) -> int:
     """Rows counted as lost, wherever."""
-    frames = collector.outbox.dropped_rows if collector.outbox else 0
+    outbox = collector.outbox
+    frames = outbox.ledger.lost_rows.total() if isinstance(outbox, LiveOutbox) else 0
     return frames + sum(ring.dropped_rows for ring in collector.rings.values())
 
 
@@ -248,11 +260,11 @@ async def test_live_rows_are_whole_and_stop_drains(telemetry: Telemetry) -> None
 async def test_live_losses_are_counted_and_told(telemetry: Telemetry) -> None:
     broker, health = MemoryBroker(room=2), Health("collector")
     broker.made.connected = False
-    collector = simulated(broker, telemetry, health)
+    collector = simulated(broker, telemetry, health, pending_bytes=16 * limits.KIB)
     await collector.start()
     outbox = collector.outbox
-    assert outbox is not None
-    await until(lambda: outbox.dropped_frames >= 5)
+    assert isinstance(outbox, LiveOutbox)
+    await until(lambda: outbox.ledger.lost_frames["memory_full"] >= 5)
     assert broker.made.pending_messages <= 2
     assert "away" in str(health.readiness()["broker"])
     assert health.liveness()["sampler"] is None

@@ -3,13 +3,15 @@
 The kernel is made of small C files, from the call outwards:
 
     nvml_ask.h     one call, by the shape of its C signature
-    nvml_read.h    one GPU and metric set: calls, fields, GPM; cells with their ranges
+    nvml_cells.h   from an answer to a cell of the row: scaled, in range, or left out
+    nvml_read.h    one GPU and metric set: calls, fields, GPM
     nvml_drain.h   the driver's own buffers of samples, merged by time
     nvml_turn.h    who may ask which GPU; what happens when a call does not return
     nvml_plan.h    the plans, and what is remembered of each GPU
+    nvml_fill.pxi  from gputel.plan to the structs of nvml_plan.h
 
-What is asked is data (gputel.plan); this file turns it into C, loops over the GPUs and hands
-rows to the ring. The twin is gputel._reference.nvml.
+What is asked is data; this file loops over the GPUs and hands rows to the ring. The twin is
+gputel._reference.nvml.
 """
 
 import ctypes
@@ -21,11 +23,13 @@ from libc.time cimport time_t
 
 from gputel._native.ring cimport Ring, RowHeader
 
-from gputel.plan import DRAIN_SAMPLES_MAX, STALLED_NS, Note, Outcome
+from gputel.plan import DRAIN_SAMPLES_MAX, STALLED_NS, Note, Outcome, Swept
 from gputel.rows import LATENESS_US_MAX
 
 assert GPUTEL_SAMPLES_MAX == DRAIN_SAMPLES_MAX
 assert GPUTEL_OUTCOMES == len(Outcome)
+
+include "nvml_fill.pxi"
 
 cdef extern from "time.h" nogil:
     ctypedef int clockid_t
@@ -38,6 +42,10 @@ cdef extern from "time.h" nogil:
 cdef int64_t POLL_NS_MIN = 5_000_000
 cdef int64_t POLL_NS_MAX = 250_000_000
 cdef int NO_PLAN = -1
+cdef int64_t NO_LIMIT = -1
+cdef int DONE = Swept.DONE
+cdef int ABANDONED = Swept.ABANDONED
+cdef int PREEMPTED = Swept.PREEMPTED
 
 
 cdef class Sweeper:
@@ -227,39 +235,49 @@ cdef class Sweeper:
 
     def sweep(
         self, uint64_t turn, int plan, int64_t time_ns, int64_t monotonic_ns, lateness_us,
-        Ring ring not None
+        Ring ring not None, int64_t time_left_ns=NO_LIMIT
     ):
         """Write the rows of plan number `plan`, one an attached GPU that has not been asked
-        for `time_ns` yet (any number for samples). False when the turn was taken away."""
+        for `time_ns` yet (any number for samples); a gputel.plan.Swept. After `time_left_ns`
+        no further GPU is begun, but the first always is."""
         cdef uint32_t late = min(lateness_us, LATENESS_US_MAX)
-        cdef bint mine
+        cdef uint64_t until_ticks = ~<uint64_t>0
+        cdef int swept
         if not 0 <= plan < self.core.plans or ring.cells != self.core.plan[plan].columns:
             raise ValueError(f"plan {plan} does not write the rows of this ring")
+        if time_left_ns != NO_LIMIT:
+            until_ticks = gputel_ticks(&self.core.base) + self._ticks(max(time_left_ns, 0))
         with nogil:
-            mine = self._sweep(turn, plan, time_ns, monotonic_ns, late, ring)
-        return mine
+            swept = self._sweep(turn, plan, time_ns, monotonic_ns, late, ring, until_ticks)
+        return swept
 
-    cdef bint _sweep(
+    cdef int _sweep(
         self, uint64_t turn, int plan, int64_t time_ns, int64_t monotonic_ns, uint32_t late,
-        Ring ring
+        Ring ring, uint64_t until_ticks
     ) noexcept nogil:
         # GPUs that were slow the last time come last: they delay no other.
         cdef uint64_t now_ticks = gputel_ticks(&self.core.base)
+        cdef bint begun = False
         cdef int slot, is_slow
         for is_slow in range(2):
             for slot in range(self.core.devices):
                 if (
-                    self.core.device[slot].attached
-                    and self.core.device[slot].is_slow == is_slow
-                    and gputel_claim(
-                        self.turns, &self.core, turn, slot, plan, time_ns, now_ticks
-                    )
-                    and not self._ask(
-                        turn, slot, plan, time_ns, monotonic_ns, late, ring, &now_ticks
-                    )
+                    not self.core.device[slot].attached
+                    or self.core.device[slot].is_slow != is_slow
+                    or self.core.device[slot].reading[plan].attempted_ns == time_ns
                 ):
-                    return False
-        return gputel_has_turn(self.turns, turn)
+                    continue
+                if begun and now_ticks >= until_ticks:
+                    return PREEMPTED
+                if gputel_claim(
+                    self.turns, &self.core, turn, slot, plan, time_ns, now_ticks
+                ):
+                    begun = True
+                    if not self._ask(
+                        turn, slot, plan, time_ns, monotonic_ns, late, ring, &now_ticks
+                    ):
+                        return ABANDONED
+        return DONE if gputel_has_turn(self.turns, turn) else ABANDONED
 
     cdef bint _ask(
         self, uint64_t turn, int slot, int plan, int64_t time_ns, int64_t monotonic_ns,
@@ -377,104 +395,3 @@ cdef void _write(gputel_reader *reader, uint32_t late, Ring ring) noexcept nogil
     header.sequence = reader.reading.sequence
     reader.reading.sequence += 1
     ring.write(<const char *>header, 1)
-
-
-# ---- From gputel.plan to C ----------------------------------------------------------------
-
-
-cdef void *_zeroed(size_t count, size_t size_bytes) except NULL:
-    cdef void *memory = calloc(count or 1, size_bytes)
-    if memory is NULL:
-        raise MemoryError(f"{count} times {size_bytes} bytes")
-    return memory
-
-
-cdef void *_address(functions, str name) except? NULL:
-    return <void *><uintptr_t>functions.get(name, 0)
-
-
-cdef int _fill_target(gputel_target *to, target, int columns) except -1:
-    if not 0 <= target.column < columns or not 0 <= target.word < GPUTEL_WORDS:
-        raise ValueError(f"{target} is outside the row or the answer")
-    if not target.is_float and target.divide != 1:
-        raise ValueError(f"{target} divides an integer")
-    if target.low > 0 or target.high < 0:
-        raise ValueError(f"{target} can't be 0")
-    to.column = target.column
-    to.word = target.word
-    to.is_float = target.is_float
-    to.is_counter = target.is_counter
-    to.multiply = target.multiply
-    to.divide = target.divide
-    to.low = target.low
-    to.high = target.high
-    to.low_i = <int64_t>max(-(2**63), int(target.low))
-    to.high_i = <int64_t>min(2**63 - 1, int(target.high))
-    to.bit = <uint64_t>1 << target.column
-    to.raw_max = to.high_i // target.multiply
-    return 0
-
-
-cdef int _fill_plan(gputel_plan *to, plan) except -1:
-    cdef int columns = plan.columns
-    cdef int i, j
-    if not 1 <= columns <= GPUTEL_COLUMNS_MAX:
-        raise ValueError(f"{columns} columns; 1 to {GPUTEL_COLUMNS_MAX} are allowed")
-    to.columns = columns
-    to.call = <gputel_call *>_zeroed(len(plan.calls), sizeof(gputel_call))
-    to.field = <gputel_field *>_zeroed(len(plan.fields), sizeof(gputel_field))
-    to.gpm = <gputel_single *>_zeroed(len(plan.gpm), sizeof(gputel_single))
-    to.sample = <gputel_single *>_zeroed(len(plan.samples), sizeof(gputel_single))
-    for i, call in enumerate(plan.calls):
-        to.call[i].target = <gputel_target *>_zeroed(len(call.targets), sizeof(gputel_target))
-        to.calls += 1  # one by one: what is counted is freed
-        to.call[i].function = <void *><uintptr_t>call.address
-        to.call[i].shape = call.shape
-        to.call[i].after = call.after
-        for j, number in enumerate(call.arguments):
-            to.call[i].argument[j] = number
-        for j, target in enumerate(call.targets):
-            _fill_target(&to.call[i].target[j], target, columns)
-        to.call[i].targets = len(call.targets)
-    for i, field in enumerate(plan.fields):
-        to.field[i].field = field.field
-        to.field[i].scope = field.scope
-        to.field[i].member = field.member
-        to.field[i].in_rate = field.in_rate
-        if field.target is not None:
-            _fill_target(&to.field[i].target, field.target, columns)
-    to.fields = len(plan.fields)
-    _fill_singles(to.gpm, [(op.metric, op.target) for op in plan.gpm], columns)
-    to.gpms = len(plan.gpm)
-    _fill_singles(to.sample, [(op.type, op.target) for op in plan.samples], columns)
-    to.samples = len(plan.samples)
-    if plan.rate is not None:
-        to.has_rate = True
-        _fill_target(&to.rate, plan.rate, columns)
-    if plan.xid is not None:
-        to.has_xid = True
-        _fill_target(&to.xid, plan.xid, columns)
-    to.ask_fields = to.calls
-    to.ask_gpm = to.ask_fields + (to.fields > 0)
-    to.ask_samples = to.ask_gpm + 2 * (to.gpms > 0)
-    to.asks = to.ask_samples + (to.samples > 0)
-    if to.asks != len(plan.asks):
-        raise ValueError("the plan accounts other functions than the kernel")
-    return 0
-
-
-cdef int _fill_singles(gputel_single *to, singles, int columns) except -1:
-    for i, (number, target) in enumerate(singles):
-        to[i].id = number
-        _fill_target(&to[i].target, target, columns)
-    return 0
-
-
-cdef void _free_plan(gputel_plan *plan):
-    cdef int i
-    for i in range(plan.calls):
-        free(plan.call[i].target)
-    free(plan.call)
-    free(plan.field)
-    free(plan.gpm)
-    free(plan.sample)

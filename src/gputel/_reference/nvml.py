@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from gputel._reference.nvml_device import Cells, Gone, Reading
-from gputel.plan import STALLED_NS, Note, Outcome, Plan
+from gputel.plan import STALLED_NS, Note, Outcome, Plan, Swept
 
 NOBODY = -1
+NO_LIMIT = -1
 LOG_MAX = 1024
 POLL_S_MIN, POLL_S_MAX = 0.005, 0.25
 
@@ -196,16 +197,27 @@ class Sweeper:
         monotonic_ns: int,
         lateness_us: int,
         ring: Rows,
-    ) -> bool:
+        time_left_ns: int = NO_LIMIT,
+    ) -> int:
         """Write the rows of plan number `plan`, one an attached GPU that has not been asked
-        for `time_ns` yet (any number for samples). False when the turn was taken away."""
+        for `time_ns` yet (any number for samples); a gputel.plan.Swept. After `time_left_ns`
+        no further GPU is begun, but the first always is."""
+        until_ns = time.monotonic_ns() + max(time_left_ns, 0)
+        begun = False
         if not 0 <= plan < len(self.plans) or len(ring.storages) != self.plans[plan].columns:
             raise ValueError(f"plan {plan} does not write the rows of this ring")
         # GPUs that were slow the last time come last: they delay no other.
         for is_slow in (False, True):
             for slot, device in enumerate(self._devices[:-1]):
-                if device.is_slow != is_slow or not self._claim(turn, slot, plan, time_ns):
+                if not device.attached or device.attempted_ns[plan] == time_ns:
                     continue
+                if device.is_slow != is_slow:
+                    continue
+                if begun and time_left_ns != NO_LIMIT and time.monotonic_ns() >= until_ns:
+                    return Swept.PREEMPTED
+                if not self._claim(turn, slot, plan, time_ns):
+                    continue
+                begun = True
                 generation = device.generation
                 rows, gone = self._read(device, plan, time_ns, monotonic_ns)
                 with self._lock:
@@ -213,8 +225,8 @@ class Sweeper:
                         late_us = 0 if self.plans[plan].samples else lateness_us
                         self._write(slot, plan, time_ns, rows, gone, late_us, ring)
                     if not self._finish(turn, slot):
-                        return False
-        return turn == self.turn
+                        return Swept.ABANDONED
+        return Swept.DONE if turn == self.turn else Swept.ABANDONED
 
     def _read(
         self, device: _Device, plan: int, time_ns: int, monotonic_ns: int

@@ -37,11 +37,26 @@ class BrokerClient:
         self.address = address
 
     async def publisher(
-        self, topic: str, producer: str, epoch: int, *, pending_bytes: int = 64 * limits.MIB
+        self,
+        topic: str,
+        producer: str,
+        epoch: int,
+        *,
+        pending_bytes: int = 64 * limits.MIB,
+        on_change: Callable[[], None] = lambda: None,
     ) -> Publisher:
-        """A producer that keeps at most `pending_bytes` of unacknowledged messages."""
+        """A producer that keeps at most `pending_bytes` of unacknowledged messages.
+
+        `on_change` is called whenever it has connected, got an acknowledgement or failed.
+        """
         return Publisher(
-            self._channel, topic, producer, epoch, pending_bytes=pending_bytes, clock=self._clock
+            self._channel,
+            topic,
+            producer,
+            epoch,
+            pending_bytes=pending_bytes,
+            clock=self._clock,
+            on_change=on_change,
         )
 
     def consumer(

@@ -4,7 +4,7 @@
        ^                  |
        +---- reconnect ---+     same order, same sequences: the broker knows repeats
 
-Nothing is given up but by `drop_oldest`, which the caller counts.
+Nothing is given up: what finds no room stays the caller's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import grpc.aio
@@ -45,17 +46,19 @@ class Publisher:
         *,
         pending_bytes: int,
         clock: Clock,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._channel = channel
         self._open = mq.PublishOpen(topic=topic, producer=producer, epoch=epoch)
         self._pending_bytes_max = pending_bytes
         self._clock = clock
+        self._on_change = on_change
         self._unsent: deque[_Message] = deque()
         self._in_flight: deque[_Message] = deque()
         self._in_flight_bytes = 0
         self._throttled_until_ns = 0
         self._changed = asyncio.Event()  # something for the writer to do
-        self._room = asyncio.Event()  # something was acknowledged, dropped or failed
+        self._room = asyncio.Event()  # something was acknowledged, or failed
         self._failure: GputelError | None = None
         self._closed = False
         self.last_acked_sequence = 0
@@ -98,23 +101,6 @@ class Publisher:
             self._room.clear()
             await self._room.wait()
 
-    def drop_oldest(self) -> int:
-        """Forget the oldest message that is not acknowledged; its bytes, 0 when there is none.
-
-        If it was sent already, the broker may still have stored it.
-        """
-        if self._in_flight:
-            message = self._in_flight.popleft()
-            self._in_flight_bytes -= len(message.payload)
-        elif self._unsent:
-            message = self._unsent.popleft()
-        else:
-            return 0
-        self.pending_size_bytes -= len(message.payload)
-        self._changed.set()
-        self._room.set()
-        return len(message.payload)
-
     async def flush(self, timeout_s: float) -> bool:
         """Wait until everything is acknowledged; False when the time is over before."""
         try:
@@ -149,7 +135,7 @@ class Publisher:
                 self._failure = transport.fatal(error, self._open.producer, self._open.epoch)
                 if self._failure is not None:
                     log.error("%s", self._failure)
-                    self._room.set()
+                    self._notify()
                     return
                 if self.connected:
                     log.warning("broker connection lost: %s", error.details() or error.code().name)
@@ -231,4 +217,8 @@ class Publisher:
         while not self._in_flight and self._unsent and self._unsent[0].sequence <= sequence:
             self.pending_size_bytes -= len(self._unsent.popleft().payload)
         self._changed.set()
+        self._notify()
+
+    def _notify(self) -> None:
         self._room.set()
+        self._on_change()

@@ -253,15 +253,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     config = load(arguments)
     from gputel.services import doctor
 
-    checks = asyncio.run(doctor.examine(config))
+    found = asyncio.run(doctor.examine(config))
     if arguments.json:
-        print(json.dumps({"checks": [check.as_dict() for check in checks]}))
+        print(json.dumps(found.as_dict()))
     else:
-        for check in checks:
-            print(f"{'ok  ' if check.well else 'FAIL'}  {check.name}: {check.finding}")
-            if check.advice:
-                print(f"      do: {check.advice}")
-    return OK if all(check.well for check in checks) else UNHEALTHY
+        for line in found.lines():
+            print(line)
+    return OK if found.well else UNHEALTHY
 
 
 def _migrate(arguments: argparse.Namespace) -> int:

@@ -19,14 +19,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
-from gputel.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK, Clock
+from gputel.clock import NS_PER_MS, SYSTEM_CLOCK, Clock
+from gputel.collector import outbox, outbox_metrics, rates
 from gputel.collector.attribution import Attribution, AttributionSettings
 from gputel.collector.batcher import Batcher, Framer
 from gputel.collector.driver import describe_driver
 from gputel.collector.exporter import Exporter, ExporterSettings
 from gputel.collector.exporter.latest import lifetime_ns
-from gputel.collector.outbox import Outbox
+from gputel.collector.outbox import FiniteOutbox, LiveOutbox, Outbox, SpoolPlace
 from gputel.collector.processes import ProcessAccounting
+from gputel.collector.rates import Rates
 from gputel.collector.sampler import Sampler
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import GputelError
@@ -34,7 +36,7 @@ from gputel.inventory import Event, EventKind, Gpu
 from gputel.kernels import Ring, WhenFull
 from gputel.observe import Health, Telemetry
 from gputel.sources import Source
-from gputel.sources.nvml_mig import mig_parent
+from gputel.sources.nvml_mig import MigParent, mig_parent
 from gputel.sources.source import Hardware
 
 if TYPE_CHECKING:  # without a broker, gRPC's 12 MB stay out
@@ -42,9 +44,7 @@ if TYPE_CHECKING:  # without a broker, gRPC's 12 MB stay out
 
 log = logging.getLogger(__name__)
 
-FLUSH_DEADLINE_S: Final = 5.0
 THREAD_DEADLINE_S: Final = 3.0
-FINITE_EPOCH: Final = 1
 #: Where nothing is published nothing is sealed for a frame: the exporter's values may be this
 #: old. Each round costs about a millisecond.
 STANDALONE_FLUSH_MS_MIN: Final = 500
@@ -65,7 +65,9 @@ class Collector:
         *,
         exporter: ExporterSettings | None = None,
         attribution: AttributionSettings | None = None,
+        spool: SpoolPlace | None = None,
     ) -> None:
+        self._spool = spool
         self._settings = settings
         self.source = source
         self._flush_ms = settings.flush_ms
@@ -87,6 +89,7 @@ class Collector:
         }
         self.gpus: Sequence[Gpu] = ()
         self.exporter = Exporter(exporter or ExporterSettings(), clock)
+        self.rates = Rates(0)
         self.outbox: Outbox | None = None
         self.processes: ProcessAccounting | None = None
         self.attribution: Attribution | None = None
@@ -120,9 +123,12 @@ class Collector:
             self.exporter.add(self.processes)
         # A recording's GPUs are not in this machine.
         if attribution is not None and attribution.mode != "off" and not self._replay:
-            mig_lookup = mig_parent if self.source.name == "nvml" else None
+            mig_lookup = self._mig_parent if self.source.name == "nvml" else None
             self.attribution = Attribution(attribution, self._clock, telemetry, mig_lookup)
             self.exporter.add(self.attribution)
+
+    def _mig_parent(self, mig_uuid: str) -> MigParent | None:
+        return mig_parent(mig_uuid) if self.polling else None
 
     @property
     def finished(self) -> bool:
@@ -132,7 +138,7 @@ class Collector:
             and self.source.exhausted
             and not any(ring.pending_rows for ring in self.rings.values())
             and not self._seal_wanted
-            and (self.outbox is None or self.outbox.publisher.pending_messages == 0)
+            and (self.outbox is None or self.outbox.pending_frames == 0)
         )
 
     async def start(self) -> None:
@@ -141,15 +147,12 @@ class Collector:
         self.gpus = await asyncio.to_thread(self.source.open)
         self.exporter.inventory(self.gpus)
         self._expect()
+        self.rates = Rates(len(self.gpus))
         self._live = self.source.identity is None
-        epoch = self._clock.time_ns() if self._live else FINITE_EPOCH
         node = self.gpus[0].node if self.gpus else "unknown"
         producer = self.source.identity or f"collector:{node}"
         if self._broker is not None:
-            publisher = await self._broker.publisher(
-                self._topic, producer, epoch, pending_bytes=self._settings.pending_bytes
-            )
-            self.outbox = Outbox(publisher, producer, epoch, live=self._live)
+            self.outbox = await self._open_outbox(self._broker, producer)
         self._batcher = Batcher(
             self.rings, self.gpus, self._capacity(), encodes=self._broker is not None
         )
@@ -181,6 +184,17 @@ class Collector:
         if self._sampler is not None:
             (self._sampler.resume if wanted else self._sampler.pause)()
 
+    async def _open_outbox(self, broker: BrokerClient, producer: str) -> Outbox:
+        memory_bytes = self._settings.pending_bytes
+        if self._live:
+            return await outbox.open_live(
+                broker, self._topic, producer, self._spool, memory_bytes, self._clock
+            )
+        publisher = await broker.publisher(
+            self._topic, producer, outbox.FINITE_EPOCH, pending_bytes=memory_bytes
+        )
+        return FiniteOutbox(publisher, producer)
+
     async def stop(self) -> None:
         """Stop the source, publish what it has brought, wait for the acknowledgements."""
         self._stopping = True
@@ -199,7 +213,7 @@ class Collector:
             with contextlib.suppress(GputelError):
                 await self._last_words()
         if self.outbox is not None:
-            await self.outbox.publisher.close()
+            await self.outbox.close()
         self.source.close()
 
     async def _last_words(self) -> None:
@@ -208,9 +222,6 @@ class Collector:
         if self._live:
             self._drain()
             await self._publish()
-        if self.outbox is not None and not await self.outbox.publisher.flush(FLUSH_DEADLINE_S):
-            left = self.outbox.publisher.pending_messages
-            log.warning("%d frames were not acknowledged before the stop", left)
 
     def _capacity(self) -> int:
         if self._replay:
@@ -221,6 +232,8 @@ class Collector:
     # -- the thread's side -------------------------------------------------------------
 
     def _swept(self, sealed: bool) -> None:
+        if isinstance(self.outbox, LiveOutbox):
+            self.outbox.swept(sum(ring.pushed_rows for ring in self.rings.values()))
         if not self._replay or (
             not sealed and not any(r.pending_rows for r in self.rings.values())
         ):
@@ -262,6 +275,7 @@ class Collector:
                 self._batcher.grow(len(gpus))
                 self._framer.grow(gpus)
                 self.exporter.inventory(gpus)
+                self.rates = Rates(len(gpus))
         self._rows += self._batcher.drain()
 
     async def _publish(self) -> None:
@@ -269,6 +283,7 @@ class Collector:
         now_ns = self._clock.monotonic_ns()
         for part in sealed:
             self.exporter.update(part.slot, part.batch, now_ns)
+            self.rates.update(part.slot, part.batch)
         events = list(self.source.events())
         if self._sampler is not None:
             events += self._sampler.journal.take()
@@ -312,37 +327,20 @@ class Collector:
             "Rows that found their ring full",
             lambda: [(r.dropped_rows, {"set": s.name}) for s, r in self.rings.items()],
         )
-        counter(
-            "gputel_collector_published_frames",
-            "Frames handed to the publisher",
-            lambda: self.outbox.frames if self.outbox else 0,
-        )
-        counter(
-            "gputel_collector_dropped_frames",
-            "Frames given up while the broker was away",
-            lambda: self.outbox.dropped_frames if self.outbox else 0,
-        )
-        counter(
-            "gputel_collector_dropped_rows",
-            "Rows of those frames",
-            lambda: self.outbox.dropped_rows if self.outbox else 0,
-        )
-        gauge(
-            "gputel_collector_pending_bytes",
-            "Frames not acknowledged yet",
-            lambda: self.outbox.publisher.pending_size_bytes if self.outbox else 0,
-        )
-        gauge(
-            "gputel_collector_broker_connected",
-            "1 while the broker is connected",
-            lambda: int(bool(self.outbox and self.outbox.publisher.connected)),
-        )
+        outbox_metrics.describe(telemetry, lambda: self.outbox)
+        rates.describe(telemetry, lambda: self.rates)
         gauge("gputel_collector_gpus", "GPUs of the source", lambda: len(self.gpus))
         counter(
             "gputel_exporter_refused_codes",
             "XIDs and clock events of a GPU that had too many different ones to count",
             lambda: self.exporter.xids.refused + self.exporter.clock_events.refused,
         )
+        health.live("publisher", lambda: str(self._failure) if self._failure else None)
+        health.ready("broker", self._broker_problem)
+        self._describe_sampler(telemetry, health)
+
+    def _describe_sampler(self, telemetry: Telemetry, health: Health) -> None:
+        counter, gauge = telemetry.observe_counter, telemetry.observe_gauge
         for name, help_, field in (
             ("gputel_collector_sweeps", "Sweeps done", "swept"),
             ("gputel_collector_missed_ticks", "Ticks that were overdue by a period", "missed"),
@@ -368,15 +366,12 @@ class Collector:
             describe_driver(self._hardware, lambda: self._sampler, telemetry, health)
         health.ready("polling", lambda: None if self.polling else "paused on request")
         health.live("sampler", lambda: self._sampler.problem() if self._sampler else None)
-        health.live("publisher", lambda: str(self._failure) if self._failure else None)
-        health.ready("broker", self._broker_problem)
 
     def _by_cadence(self, field: str) -> list[tuple[float, dict[str, str]]]:
         ticks: Mapping[Cadence, object] = self._sampler.ticks if self._sampler else {}
         return [(getattr(t, field), {"cadence": c.value}) for c, t in ticks.items()]
 
     def _broker_problem(self) -> str | None:
-        if self.outbox is None or self.outbox.publisher.connected:
+        if self.outbox is None or self.outbox.connected:
             return None
-        waiting = self.outbox.publisher.pending_size_bytes / NS_PER_S * 1e3
-        return f"the broker is away; {waiting:.1f} MB wait in memory"
+        return f"the broker is away; {self.outbox.pending_frames} frames wait"

@@ -3,6 +3,9 @@
 Tick k of a cadence is due at start + k * period, so that lateness never adds up. A tick
 that is overdue by a whole period is missed: it is counted, never made up for.
 
+Of the cadences that are due, the fastest goes first, and a slower one gives way to it between
+two GPUs; its tick goes on afterwards, with its own time.
+
 A driver call that does not return must not stop the other GPUs. For a source that asks a
 driver (gputel.sources.source.Hardware) a second thread watches, and takes over:
 
@@ -27,7 +30,7 @@ from gputel.collector.budget import Budget
 from gputel.inventory import EventKind
 from gputel.sources import Rings, Source
 from gputel.sources.journal import Journal
-from gputel.sources.source import Abandoned, Hardware
+from gputel.sources.source import Abandoned, Hardware, Preempted
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +71,10 @@ class Ticks:
         self.due_ns = now_ns
         self.window_start_ns, self.window_swept = now_ns, self.swept
 
-    def count(self, started_ns: int, ended_ns: int, late_ns: int) -> None:
+    def count(self, busy_ns: int, ended_ns: int, late_ns: int) -> None:
         """One sweep is done."""
         self.swept += 1
-        self.busy_ns += ended_ns - started_ns
+        self.busy_ns += busy_ns
         self.late_ns += late_ns
         elapsed_ns = ended_ns - self.window_start_ns
         # A slow cadence needs two of its own periods to have a rate at all.
@@ -90,12 +93,13 @@ class Ticks:
 
 @dataclass(slots=True)
 class _Tick:
-    """A tick that has begun; who takes it over goes on with it."""
+    """A tick that has begun; who takes it over, or comes back to it, goes on with it."""
 
     cadence: Cadence
-    started_ns: int
     late_ns: int
     time_ns: int
+    wall_ns: int = 0
+    cpu_ns: int = 0
     taken_over: bool = False
 
 
@@ -125,6 +129,7 @@ class Sampler:
         self._awake.set()
         self._alive_ns = clock.monotonic_ns()
         self._tick: _Tick | None = None
+        self._waiting: dict[Cadence, _Tick] = {}  # gave way
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self._watcher = threading.Thread(target=self._watch, name="sampler-watch", daemon=True)
         self.journal = Journal(clock)
@@ -202,49 +207,72 @@ class Sampler:
             if self._tick is not None:  # of the thread that this one takes over from
                 self._sweep(self._tick)
             while not self._stop.is_set() and not self._source.exhausted:
-                cadence = min(self.ticks, key=lambda c: self.ticks[c].due_ns)
+                cadence = self._next()
                 ticks = self.ticks[cadence]
                 wait_ns = ticks.due_ns - self._clock.monotonic_ns()
                 if wait_ns > 0 and self._stop.wait(wait_ns / NS_PER_S):
                     return
                 if self.paused:
                     self._awake.wait()
+                    self._waiting.clear()
                     continue
-                self._sweep(self._begin(cadence, ticks))
+                waiting = cadence in self._waiting
+                self._sweep(self._waiting.pop(cadence) if waiting else self._begin(cadence, ticks))
         except Abandoned:
             return
         except BaseException as failure:
             self.failure = failure
             log.exception("the sampler died")
 
+    def _next(self) -> Cadence:
+        """Of those that are due the fastest, else the one that is due first."""
+        now_ns = self._clock.monotonic_ns()
+        due = [cadence for cadence, ticks in self.ticks.items() if ticks.due_ns <= now_ns]
+        if due:
+            return min(due, key=lambda c: self.ticks[c].period_ns)
+        return min(self.ticks, key=lambda c: self.ticks[c].due_ns)
+
     def _begin(self, cadence: Cadence, ticks: Ticks) -> _Tick:
-        started_ns = self._clock.monotonic_ns()
-        late_ns = max(0, started_ns - ticks.due_ns)
-        time_ns = self._clock.time_ns() // NS_PER_US * NS_PER_US
-        self._tick = _Tick(cadence, started_ns, late_ns, time_ns)
-        return self._tick
+        late_ns = max(0, self._clock.monotonic_ns() - ticks.due_ns)
+        return _Tick(cadence, late_ns, self._clock.time_ns() // NS_PER_US * NS_PER_US)
 
     def _sweep(self, tick: _Tick) -> None:
+        self._tick = tick
         ticks = self.ticks[tick.cadence]
-        cpu_ns = self._clock.thread_cpu_ns()
-        sealed = False
+        if self._hardware is not None:
+            faster = [t.due_ns for t in self.ticks.values() if t.period_ns < ticks.period_ns]
+            self._hardware.give_way_at(min(faster, default=None))
+        started_ns, cpu_ns = self._clock.monotonic_ns(), self._clock.thread_cpu_ns()
+        sealed = finished = False
         try:
             sealed = self._source.sweep(
                 tick.cadence, tick.time_ns, self._rings, tick.late_ns // NS_PER_US
             )
+            finished = True
         except Abandoned:
             raise
+        except Preempted:
+            self._waiting[tick.cadence] = tick
         except Exception:
+            finished = True
             ticks.errors += 1
             if ticks.errors <= ERRORS_LOGGED:
                 log.exception("sweep of cadence %s failed", tick.cadence.value)
-        ended_ns = self._clock.monotonic_ns()
         self._tick = None
-        ticks.count(tick.started_ns, ended_ns, tick.late_ns)
-        if self._hardware is not None and not tick.taken_over:
-            cpu_ns = self._clock.thread_cpu_ns() - cpu_ns
-            if ticks.budget.spend(cpu_ns, ended_ns - tick.started_ns, ended_ns):
-                self._period_changed(tick.cadence, ticks)
+        ended_ns = self._alive_ns = self._clock.monotonic_ns()
+        tick.wall_ns += ended_ns - started_ns
+        tick.cpu_ns += self._clock.thread_cpu_ns() - cpu_ns
+        if finished:
+            self._finish(tick, ticks, ended_ns, sealed=sealed)
+
+    def _finish(self, tick: _Tick, ticks: Ticks, ended_ns: int, *, sealed: bool) -> None:
+        ticks.count(tick.wall_ns, ended_ns, tick.late_ns)
+        if (
+            self._hardware is not None
+            and not tick.taken_over
+            and ticks.budget.spend(tick.cpu_ns, tick.wall_ns, ended_ns)
+        ):
+            self._period_changed(tick.cadence, ticks)
         self._observe_late_s(tick.late_ns / NS_PER_S)
         self._swept(sealed)
         now_ns = self._alive_ns = self._clock.monotonic_ns()

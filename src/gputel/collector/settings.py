@@ -49,5 +49,12 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     flush_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 100
     #: Rows of each ring between the sampler and the batcher.
     ring_rows: Annotated[int, msgspec.Meta(ge=64, le=1_048_576)] = 8192
-    #: Frames kept in memory while the broker is away; the oldest go first, and are counted.
+    #: Directory of the spool, in which frames wait for a broker that is away; null: spool
+    #: in data_dir. Each collector needs one of its own, and finds it again after a restart.
+    spool_dir: str | None = None
+    #: Most bytes of the spool (8 MiB at least); the oldest frames go first, and are counted.
+    #: 0: no spool, frames wait in memory.
+    spool_bytes: Annotated[int, msgspec.Meta(ge=0)] = 1024 * limits.MIB
+    #: Frames kept in memory while neither broker nor spool takes them; the oldest go first,
+    #: and are counted.
     pending_bytes: Annotated[int, msgspec.Meta(ge=limits.FRAME_BYTES_MAX)] = 64 * limits.MIB

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import signal
+from pathlib import Path
 
 from gputel import broker
 from gputel.catalog import Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector.collector import Collector
 from gputel.collector.exporter import OWN_METRICS_PATH, exporter_app
+from gputel.collector.outbox import SpoolPlace
 from gputel.config import Config
 from gputel.errors import GputelError
 from gputel.services.process import Process
@@ -37,6 +39,7 @@ async def serve(process: Process) -> None:
             process.health,
             exporter=config.exporter,
             attribution=config.attribution,
+            spool=spool_place(process),
         )
         own = process.telemetry if config.exporter.own_metrics else None
         app = exporter_app(collector.exporter, config.exporter.profile, own)
@@ -67,6 +70,15 @@ def _reload(process: Process, collector: Collector) -> None:
         collector.poll(process.reload().collector.polling)
     except GputelError as error:
         log.error("the configuration was not read again: %s", error)
+
+
+def spool_place(process: Process) -> SpoolPlace | None:
+    """Where frames wait for the broker; None: in memory only."""
+    settings = process.config.collector
+    if not settings.spool_bytes:
+        return None
+    directory = Path(settings.spool_dir) if settings.spool_dir else process.data_dir / "spool"
+    return SpoolPlace(directory, settings.spool_bytes)
 
 
 def source_of(config: Config) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import http.client
 import importlib
@@ -11,7 +12,8 @@ import re
 import shutil
 import socket
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +21,9 @@ from urllib.parse import urlsplit
 
 from gputel.config import Config, parse_address
 from gputel.limits import MIB
+from gputel.services.check import Check
+from gputel.services.collector_report import CollectorReport, Samples, losses, report
+from gputel.services.collector_report import checks as collector_checks
 from gputel.services.simulate import is_simulated
 from gputel.services.state import (
     FREE_BYTES_MIN,
@@ -42,29 +47,81 @@ LAG_METRIC: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One finding; `advice` is what to do when it is not well."""
+class Examination:
+    """All findings, and what the collector says if one runs."""
 
-    name: str
-    well: bool
-    finding: str
-    advice: str = ""
+    checks: list[Check]
+    collector: CollectorReport | None = None
+
+    @property
+    def well(self) -> bool:
+        return all(check.well for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        collector = self.collector.as_dict() if self.collector else None
+        return {"checks": [check.as_dict() for check in self.checks], "collector": collector}
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        for check in self.checks:
+            yield f"{'ok  ' if check.well else 'FAIL'}  {check.name}: {check.finding}"
+            if check.advice:
+                yield f"      do: {check.advice}"
+        if self.collector and self.collector.rates:
+            yield ""
+            yield from self.collector.lines()
 
 
-async def examine(config: Config) -> list[Check]:
-    """All checks: of the machine, then of the pipeline on the data directory if one runs."""
+async def examine(config: Config) -> Examination:
+    """All checks: of the machine, then of the pipeline on the data directory if one runs, or
+    of a collector that runs alone."""
     data_dir = data_dir_of(config)
     checks = [_python(), _kernels(), _driver(config.source.kind), _disk(data_dir)]
     state = read_state(data_dir) if is_running(data_dir) else None
-    if state is None:
-        checks += _ports(config)
+    if state is not None:
+        checks += await asyncio.to_thread(_pipeline, state)
+        urls = {name: _status_url(found.addresses) for name, found in state.services.items()}
+    else:
+        urls = await asyncio.to_thread(_alone, config)
+        checks += _ports(config, urls)
+        checks += [_health(name, url) for name, url in urls.items()]
         finding = f"none runs on {data_dir}"
-        return [*checks, Check("pipeline", True, finding, "start it with `gputel up`")]
-    return [*checks, *await asyncio.to_thread(_pipeline, state)]
+        checks.append(Check("pipeline", True, finding, "" if urls else "start it with `gputel up`"))
+    said = await asyncio.to_thread(_said, {name: url for name, url in urls.items() if url})
+    if said:
+        checks.append(losses(said))
+    if "collector" not in said:
+        return Examination(checks)
+    collector = report(urls["collector"], said["collector"])
+    checks += collector_checks(collector, said["collector"], config.collector)
+    return Examination(checks, collector)
+
+
+def _alone(config: Config) -> dict[str, str]:
+    """A collector that answers where one is configured, though no pipeline of ours runs."""
+    host, port = parse_address(config.collector.listen)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    said = _said({"collector": url}) if port else {}
+    return {"collector": url} if said and "gputel_collector_rows_total" in said["collector"] else {}
+
+
+def _health(name: str, url: str) -> Check:
+    problems = _failing(url)
+    finding = f"one answers at {url}" + (f"; {'; '.join(problems)}" if problems else "")
+    advice = "it may pass by itself; else look at its log" if problems else ""
+    return Check(name, not problems, finding, advice)
+
+
+def _said(urls: dict[str, str]) -> dict[str, Samples]:
+    """What the services that answer say in /metrics."""
+    found = {}
+    for name, url in urls.items():
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            status, body = _get(f"{url}/metrics")
+            if status == http.client.OK:
+                found[name] = Samples(body.decode(errors="replace"))
+    return found
 
 
 def _python() -> Check:
@@ -103,8 +160,9 @@ def _disk(data_dir: Path) -> Check:
     return Check("disk", well, f"{free // MIB} MiB free for {data_dir}", advice)
 
 
-def _ports(config: Config) -> list[Check]:
-    """Are the configured ports free? Asked only when no pipeline of ours holds them."""
+def _ports(config: Config, ours: Container[str]) -> list[Check]:
+    """Are the configured ports free? Asked only when no pipeline of ours holds them; `ours`
+    are services that run alone."""
     listeners = {
         "collector": config.collector.listen,
         "broker": config.broker.listen,
@@ -115,6 +173,8 @@ def _ports(config: Config) -> list[Check]:
     }
     checks = []
     for name, listen in listeners.items():
+        if name in ours:
+            continue
         host, port = parse_address(listen)
         try:
             with socket.create_connection((host, port), timeout=0.5):

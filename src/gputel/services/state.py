@@ -126,9 +126,9 @@ class DataDir:
         for name, service in left.services.items():
             if name == "postgres":  # its own lock and pid file take care of it
                 continue
-            while _runs(service) and time.monotonic() < deadline:
+            while runs(service) and time.monotonic() < deadline:
                 time.sleep(0.02)
-            if _runs(service) and service.pid is not None:
+            if runs(service) and service.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(service.pid, signal.SIGKILL)
 
@@ -166,7 +166,8 @@ def pid_ticks(pid: int) -> int | None:
     return None if fields[0] == "Z" else int(fields[19])
 
 
-def _runs(service: ServiceState) -> bool:
+def runs(service: ServiceState) -> bool:
+    """Is its process alive?"""
     return (
         service.pid is not None
         and service.pid_ticks is not None

@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +19,7 @@ from gputel import __version__
 from gputel.config import Address, Config, default_data_dir, is_loopback, parse_address
 from gputel.errors import BrokerUnavailable, ConfigError, GputelError, InputError, PortInUse
 from gputel.services.child import Child
+from gputel.services.ephemeral import make, remove, remove_abandoned
 from gputel.services.postgres import PostgresPart
 from gputel.services.state import DataDir, ServiceState, UpState, pid_ticks
 from gputel.services.supervisor import Announcements, Plan, Supervisor
@@ -58,8 +57,8 @@ async def up(config: Config, *, ephemeral: bool, emit: Emit) -> None:
     config = _checked(config)
     temporary: Path | None = None
     if config.data_dir is None and ephemeral:
-        temporary = Path(tempfile.mkdtemp(prefix="gputel-"))
-        temporary.chmod(0o711)  # the database's user passes through; nobody lists it
+        await asyncio.to_thread(remove_abandoned)
+        temporary = make()
     data_dir = DataDir(temporary or _data_dir(config))
     config = msgspec.structs.replace(config, data_dir=str(data_dir.path))
     try:
@@ -70,7 +69,7 @@ async def up(config: Config, *, ephemeral: bool, emit: Emit) -> None:
             data_dir.close()
     finally:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
 
 
 def _data_dir(config: Config) -> Path:

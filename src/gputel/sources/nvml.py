@@ -11,7 +11,7 @@ attempts to find it again by its UUID; the others go on.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -22,20 +22,21 @@ from gputel.errors import SourceUnavailable
 from gputel.inventory import Event, EventKind, Gpu, ProcessSample
 from gputel.kernels import Sweeper
 from gputel.limits import GPUS_PER_NODE_MAX
-from gputel.plan import FUNCTIONS, STALLED_NS, Note, Outcome, Plan, classify
+from gputel.plan import FUNCTIONS, STALLED_NS, Note, Outcome, Plan, Swept, classify
 from gputel.sources import nvml_library
 from gputel.sources.journal import Journal
 from gputel.sources.nvml_events import XID, DriverEvent, EventWatch
 from gputel.sources.nvml_plan import make_plan
 from gputel.sources.nvml_processes import CallRefused, ProcessReader
 from gputel.sources.nvml_roster import BACK_OFF_MAX_S, NODE, Busy, Roster
-from gputel.sources.source import Abandoned, CallCost, Rings
+from gputel.sources.source import Abandoned, CallCost, Preempted, Rings
 
 #: After these the driver must not be called for that GPU: fallen off the bus, GSP timeout,
 #: GSP error (NVIDIA's XID catalogue).
 FATAL_XIDS: Final = frozenset({79, 119, 120})
 CLOSE_TIMEOUT_S: Final = 1.5
 RESETS_TOLD_PERIOD_S: Final = 60
+PROCESSES_HELD_MAX: Final = 65_536  # one sweep of a full node
 
 MakeSweeper = Callable[[Sequence[Plan], Any, Mapping[str, int], int], Sweeper]
 
@@ -75,10 +76,12 @@ class Nvml:
         self._opened = False
         self._problem: str | None = None
         self._discovered_ns = 0
+        self._give_way_at_ns: int | None = None
         self._resets_told: dict[tuple[int, int, int], int] = {}
         self._readers: dict[int, ProcessReader] = {}
         self._processes_ns: dict[int, int] = {}
-        self._processes: list[ProcessSample] = []
+        #: Of the last sweeps; the oldest go when nobody takes them.
+        self._processes: deque[ProcessSample] = deque(maxlen=PROCESSES_HELD_MAX)
 
     # ---- Opening and closing ------------------------------------------------------------------
 
@@ -159,20 +162,28 @@ class Nvml:
         if cadence is Cadence.SLOW:
             self._look_around(turn, time_ns)
         metric_set = SET_BY_CADENCE[cadence]
-        mine = self._sweeper.sweep(
+        swept = self._sweeper.sweep(
             turn,
             METRIC_SETS.index(metric_set),
             time_ns,
             self._clock.monotonic_ns(),
             lateness_us,
             rings[metric_set],
+            *self._time_left(),
         )
         self._heed_notes()
-        if mine and cadence is Cadence.SLOW and self._wants_processes:
-            self._read_processes(turn, time_ns)
-        if not mine:
+        if swept == Swept.ABANDONED:
             raise Abandoned
+        if swept == Swept.PREEMPTED:
+            raise Preempted
+        if cadence is Cadence.SLOW and self._wants_processes:
+            self._read_processes(turn, time_ns)
         return False
+
+    def _time_left(self) -> tuple[int, ...]:
+        if self._give_way_at_ns is None:
+            return ()
+        return (max(0, self._give_way_at_ns - self._clock.monotonic_ns()),)
 
     def _look_around(self, turn: int, time_ns: int) -> None:
         """Once a tick, even when it is taken over."""
@@ -190,11 +201,13 @@ class Nvml:
         for number, slot in enumerate(self._roster.slots):
             if not slot.active or self._processes_ns.get(number) == time_ns:
                 continue
+            if self._time_left() == (0,):
+                raise Preempted
             self._processes_ns[number] = time_ns
             reader = self._readers.setdefault(number, ProcessReader(self._nvml.nvmlLib))
             try:
                 with self._roster.claimed(turn, number):
-                    self._processes += reader.read(slot.handle, slot.gpu.uuid, time_ns)
+                    self._processes.extend(reader.read(slot.handle, slot.gpu.uuid, time_ns))
             except Busy:
                 continue
             except CallRefused as refused:
@@ -249,6 +262,10 @@ class Nvml:
         return True
 
     # ---- gputel.sources.source.Hardware -------------------------------------------------------
+
+    def give_way_at(self, monotonic_ns: int | None) -> None:
+        """When the next sweep shall begin no further GPU."""
+        self._give_way_at_ns = monotonic_ns
 
     def watch(self, limit_ns: int) -> bool:
         """Wait until a call of the sweeping thread lasts for `limit_ns`; GPUs that are stuck
@@ -328,8 +345,8 @@ class Nvml:
 
     def processes(self) -> Sequence[ProcessSample]:
         """The processes seen by the slow sweeps since the last call."""
-        found, self._processes = self._processes, []
-        return found
+        # Another thread appends: what is taken is counted first.
+        return [self._processes.popleft() for _ in range(len(self._processes))]
 
     @property
     def exhausted(self) -> bool:

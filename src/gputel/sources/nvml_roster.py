@@ -162,20 +162,22 @@ class Roster:
     def lose(
         self, number: int, kind: EventKind, code: int, message: str, pause_s: int | None = None
     ) -> None:
-        """This GPU is not asked any more, until a probe finds it; told once."""
+        """This GPU is not asked any more, until a probe finds it; told once. `pause_s` is that
+        before the first probe, also when the GPU is lost already."""
         slot = self.slots[number]
         with self._lock:
             self._sweeper.detach(number)
-            if not slot.active:
-                return
-            slot.active = False
             now_ns = self._clock.monotonic_ns()
             # One that was back for a moment only is probed ever more seldom.
-            if now_ns - slot.active_since_ns >= BACK_OFF_MAX_S * NS_PER_S:
+            if slot.active and now_ns - slot.active_since_ns >= BACK_OFF_MAX_S * NS_PER_S:
                 slot.pause_s = BACK_OFF_MIN_S
             if pause_s is not None:
                 slot.pause_s = pause_s
-            self._pause(slot)
+            if slot.active or pause_s is not None:
+                self._pause(slot)
+            if not slot.active:
+                return
+            slot.active = False
         self._journal.tell(kind, slot.gpu.uuid, code, message)
         _log.error("nvml: %s: %s", slot.gpu.uuid, message)
 

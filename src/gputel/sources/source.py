@@ -68,6 +68,10 @@ class Abandoned(Exception):
     """Raised by `sweep` on a thread whose work another thread has taken over; it shall end."""
 
 
+class Preempted(Exception):
+    """Raised by `sweep` when its time is over: call it again with the same arguments."""
+
+
 @runtime_checkable
 class Hardware(Protocol):
     """What a source adds that asks a driver, whose calls may fail to return.
@@ -77,6 +81,10 @@ class Hardware(Protocol):
     leaves out the GPUs that were asked already and the one that is stuck. The stuck thread's
     `sweep` raises Abandoned when it returns, if ever.
     """
+
+    def give_way_at(self, monotonic_ns: int | None) -> None:
+        """From this time on the next `sweep` begins no further GPU, but raises Preempted."""
+        ...
 
     def watch(self, limit_ns: int) -> bool:
         """Wait until a driver call of the sweeping thread lasts for `limit_ns`: True. False

@@ -45,7 +45,7 @@ def test_a_gpu_is_lost_once_and_comes_back_by_its_uuid(fault: str) -> None:
         told += [kind for kind in rig.kinds() if kind in GONE]
     assert told == [EventKind.LOST]
     lookups = rig.sim.calls("nvmlDeviceGetHandleByUUID")
-    assert 3 <= lookups <= 9, "with growing pauses"
+    assert 1 <= lookups <= 9, "with growing pauses"
     for _ in range(130):
         rows = rig.sweep(Cadence.FAST)
         told += [kind for kind in rig.kinds() if kind in GONE]

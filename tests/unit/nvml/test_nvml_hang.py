@@ -24,9 +24,11 @@ PERIODS_NS = {Cadence.FAST: PERIOD_NS, Cadence.MEDIUM: SLOW_NS, Cadence.SLOW: SL
 class Sampling:
     """A sampler on the simulated driver, at 10 Hz, in real time."""
 
-    def __init__(self, sim: Sim, *, twin: bool = False, **periods_ns: int) -> None:
+    def __init__(
+        self, sim: Sim, *, twin: bool = False, periods_ns: dict[Cadence, int] = PERIODS_NS
+    ) -> None:
         self.sim = sim
-        self.rig = Rig(clock=SYSTEM_CLOCK, library=_library(), twin=twin, periods_ns=PERIODS_NS)
+        self.rig = Rig(clock=SYSTEM_CLOCK, library=_library(), twin=twin, periods_ns=periods_ns)
         self.source = self.rig.source
         self.sampler = Sampler(
             self.source, self.rig.rings, lambda sealed: None, lambda late_s: None, SYSTEM_CLOCK
@@ -103,6 +105,26 @@ def test_a_gpu_that_is_only_slow_goes_on_without_an_event() -> None:
         assert longest_gap_s(sampling.rows[slot]) < 0.3
     assert sampling.sampler.stop(3)
     assert threading.active_count() <= 4
+
+
+@pytest.mark.parametrize("twin", [False, True])
+@simulated("gpus=8,latency_us=1000", start=False)
+def test_a_slow_cadence_gives_way_to_a_fast_one_between_two_gpus(twin: bool) -> None:
+    """A slow sweep of 8 x 22 ms, a fast one of 8 x 6 ms: together longer than a fast period."""
+    periods_ns = {Cadence.FAST: PERIOD_NS, Cadence.SLOW: 10 * PERIOD_NS}
+    sampling = Sampling(Sim(), twin=twin, periods_ns=periods_ns)
+    sampling.watch(4.5)
+    ticks = sampling.sampler.ticks
+    assert sampling.sampler.stop(3)
+    slow = sampling.rig.take(Cadence.SLOW)
+    assert len(slow) == 8
+    whole = min(len(part.time_ns) for part in slow.values())  # the last tick may be torn
+    assert whole >= 2
+    for part in slow.values():
+        assert part.time_ns[:whole].tolist() == slow[0].time_ns[:whole].tolist()
+        assert part.sequence.tolist() == list(range(len(part.time_ns)))
+    # A slow sweep in one piece would cost two ticks of 10; some are lost to a busy machine.
+    assert ticks[Cadence.FAST].swept >= 38
 
 
 @simulated("gpus=2", start=False)

@@ -1,0 +1,171 @@
+/* From what a driver says to a cell of the row: scaled, in range, or left out and counted. */
+#ifndef GPUTEL_NVML_CELLS_H
+#define GPUTEL_NVML_CELLS_H
+
+#include <math.h>
+
+#include "nvml_plan.h"
+
+#define GPUTEL_I64_LIMIT 9223372036854775808.0 /* 2**63 */
+
+/* The row's words: time_ns, gpu and lateness_us, valid, sequence, cells (gputel.rows). */
+#define GPUTEL_ROW_VALID 2
+#define GPUTEL_ROW_CELLS 4
+
+/* What one read works on. */
+typedef struct {
+    gputel_core *core;
+    gputel_device *device;
+    const gputel_plan *plan;
+    gputel_reading *reading;
+    int plan_index;
+    int slot;
+    int64_t time_ns;
+    int64_t monotonic_ns;
+    uint64_t start;  /* ticks, of the call in progress */
+    uint64_t weight; /* 0: calls are not timed this time */
+} gputel_reader;
+
+static GPUTEL_COLD void gputel_note_down(
+    gputel_reader *r, int kind, int column, int64_t before, double value)
+{
+    gputel_note *note = &r->device->note[r->device->notes];
+    if (r->device->notes == GPUTEL_NOTES_MAX)
+        return;
+    r->device->notes++;
+    note->kind = kind;
+    note->slot = r->slot;
+    note->plan = r->plan_index;
+    note->column = column;
+    note->time_ns = r->time_ns;
+    note->before = before;
+    note->value = value;
+}
+
+/* ---- Cells ------------------------------------------------------------------------------- */
+
+static GPUTEL_COLD void gputel_reject(gputel_reader *r, const gputel_target *target, double value)
+{
+    /* Two threads may count at once, for different devices. */
+    __atomic_fetch_add(
+        &r->core->rejected[r->plan_index * GPUTEL_COLUMNS_MAX + target->column], 1,
+        __ATOMIC_RELAXED);
+    if (!r->reading->rejected[target->column]) {
+        r->reading->rejected[target->column] = 1;
+        gputel_note_down(r, GPUTEL_NOTE_REJECTED, target->column, 0, value);
+    }
+}
+
+static inline void gputel_put_i(gputel_reader *r, const gputel_target *target, int64_t value)
+{
+    gputel_reading *reading = r->reading;
+    int column = target->column;
+
+    if (target->is_counter) {
+        if (reading->counter_known[column] && value < reading->counter[column])
+            gputel_note_down(r, GPUTEL_NOTE_RESET, column, reading->counter[column],
+                             (double)value);
+        reading->counter[column] = value;
+        reading->counter_known[column] = 1;
+    }
+    reading->row[GPUTEL_ROW_CELLS + column] = (uint64_t)value;
+    reading->row[GPUTEL_ROW_VALID] |= target->bit;
+}
+
+static inline void gputel_put_double(gputel_reader *r, const gputel_target *target, double raw)
+{
+    double value = raw * target->multiply;
+
+    if (target->divide != 1)
+        value /= target->divide;
+    if (!target->is_float)
+        value = rint(value);
+    if (!(value >= target->low && value <= target->high)) {
+        gputel_reject(r, target, value);
+    } else if (target->is_float) {
+        memcpy(&r->reading->row[GPUTEL_ROW_CELLS + target->column], &value, sizeof value);
+        r->reading->row[GPUTEL_ROW_VALID] |= target->bit;
+    } else if (value < GPUTEL_I64_LIMIT) {
+        gputel_put_i(r, target, (int64_t)value);
+    } else {
+        gputel_reject(r, target, value);
+    }
+}
+
+static inline void gputel_put_signed(gputel_reader *r, const gputel_target *target, int64_t raw)
+{
+    int64_t value;
+
+    if (target->is_float)
+        gputel_put_double(r, target, (double)raw);
+    else if (__builtin_mul_overflow(raw, (int64_t)target->multiply, &value) ||
+             value < target->low_i || value > target->high_i)
+        gputel_reject(r, target, (double)raw * target->multiply);
+    else
+        gputel_put_i(r, target, value);
+}
+
+static GPUTEL_COLD void gputel_put_word_slowly(
+    gputel_reader *r, const gputel_target *target, uint64_t raw)
+{
+    if (raw <= INT64_MAX)
+        gputel_put_signed(r, target, (int64_t)raw);
+    else if (target->is_float)
+        gputel_put_double(r, target, (double)raw);
+    else
+        gputel_reject(r, target, (double)raw * target->multiply);
+}
+
+static inline void gputel_put_word(gputel_reader *r, const gputel_target *target, uint64_t raw)
+{
+    gputel_reading *reading = r->reading;
+    uint64_t value = raw * target->multiply;
+
+    if (target->is_float) {
+        gputel_put_double(r, target, (double)raw);
+    } else if (raw > target->raw_max) {
+        gputel_put_word_slowly(r, target, raw);
+    } else if (target->is_counter && (int64_t)value < reading->counter[target->column]) {
+        gputel_put_i(r, target, (int64_t)value);
+    } else {
+        /* PERF(cells): nine of ten values come here. A counter that was never read is 0. */
+        if (target->is_counter) {
+            reading->counter[target->column] = (int64_t)value;
+            reading->counter_known[target->column] = 1;
+        }
+        reading->row[GPUTEL_ROW_CELLS + target->column] = value;
+        reading->row[GPUTEL_ROW_VALID] |= target->bit;
+    }
+}
+
+/* A value by the member of the union that holds it; -1 when no such member exists. */
+static inline int gputel_put_value(
+    gputel_reader *r, const gputel_target *target, int member, const nvmlValue_t *value)
+{
+    if (member == NVML_VALUE_TYPE_UNSIGNED_LONG_LONG || member == NVML_VALUE_TYPE_UNSIGNED_INT) {
+        gputel_put_word(r, target,
+                        member == NVML_VALUE_TYPE_UNSIGNED_INT ? value->uiVal : value->ullVal);
+        return 0;
+    }
+    switch (member) {
+    case NVML_VALUE_TYPE_DOUBLE:
+        gputel_put_double(r, target, value->dVal);
+        return 0;
+    case NVML_VALUE_TYPE_UNSIGNED_LONG:
+        gputel_put_word(r, target, value->ulVal);
+        return 0;
+    case NVML_VALUE_TYPE_SIGNED_LONG_LONG:
+        gputel_put_signed(r, target, value->sllVal);
+        return 0;
+    case NVML_VALUE_TYPE_SIGNED_INT:
+        gputel_put_signed(r, target, value->siVal);
+        return 0;
+    case NVML_VALUE_TYPE_UNSIGNED_SHORT:
+        gputel_put_word(r, target, value->usVal);
+        return 0;
+    default:
+        return -1;
+    }
+}
+
+#endif
