@@ -60,7 +60,8 @@ CHUNKS = Load(gpus=400, rows=600, chunks=4, step_ns=100 * MS)
 SMALL_CHUNKS = Load(gpus=800, rows=60, chunks=5, step_ns=1000 * MS)
 INGEST_HOT = Load(gpus=800, rows=10, chunks=12, step_ns=100 * MS)
 TABLES = (
-    "sample_hot_fast, sample_chunk, rollup_1m, sink_offset, producer_mark, gpu RESTART IDENTITY"
+    "sample_hot_fast, sample_chunk, rollup_1m, rollup_1h_part, sink_offset, producer_mark, gpu "
+    "RESTART IDENTITY"
 )
 NAMES, TYPES = hot.layout(METRIC_SET)
 

@@ -51,15 +51,23 @@ class Trace:
     def chunks(self, rows: int) -> Iterator[Batch]:
         """Cut into batches of `rows`."""
         for start in range(0, len(self.time_ns), rows):
-            part = slice(start, start + rows)
-            times = self.time_ns[part]
-            yield Batch(
-                self.metric_set,
-                times,
-                np.arange(start, start + len(times), dtype=np.int64),
-                tuple(column[part] for column in self.columns),
-                np.packbits(self.masks[:, part], axis=1, bitorder="little"),
-            )
+            yield self._cut(start, start + rows)
+
+    def between(self, start_ns: int, end_ns: int) -> Batch:
+        """The rows in [start_ns, end_ns)."""
+        first, last = np.searchsorted(self.time_ns, [start_ns, end_ns]).tolist()
+        return self._cut(first, last)
+
+    def _cut(self, first: int, last: int) -> Batch:
+        part = slice(first, last)
+        times = self.time_ns[part]
+        return Batch(
+            self.metric_set,
+            times,
+            np.arange(first, first + len(times), dtype=np.int64),
+            tuple(column[part] for column in self.columns),
+            np.packbits(self.masks[:, part], axis=1, bitorder="little"),
+        )
 
     def sealed(self) -> Iterator[Batch]:
         """Cut as the store does."""

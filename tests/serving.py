@@ -16,6 +16,7 @@ from gputel.broker import Delivery
 from gputel.catalog import BY_NAME, SET_OF, Metric
 from gputel.errors import NotFound
 from gputel.inventory import EventKind, Gpu, ProcessSample
+from gputel.store.buckets import Aggregate, Buckets, Grid
 from gputel.store.events import EventPage, EventRow
 from gputel.store.latest import Latest
 from gputel.store.processes import ProcessPage
@@ -63,6 +64,32 @@ class MemoryQuery:
             if id in (str(row.gpu_id), row.gpu.uuid):
                 return row
         raise NotFound(f"no GPU {id!r}")
+
+    async def buckets(
+        self,
+        row: GpuRow,
+        *,
+        start_ns: int,
+        end_ns: int,
+        metrics: Sequence[Metric],
+        step_ns: int,
+        aggregate: Aggregate,
+        limit: int,
+    ) -> tuple[Grid, tuple[Series, ...]]:
+        self._check()
+        self.asked.append({"step_ns": step_ns, "aggregate": aggregate, "limit": limit})
+        grid = Grid.around(start_ns, end_ns, step_ns)
+        found = []
+        for metric in metrics:
+            of_metric = Buckets(grid)
+            points = self.history.get((row.gpu_id, metric.name), [])
+            inside = [p for p in points if grid.start_ns <= p[0] < grid.end_ns]
+            of_metric.add_values(
+                np.array([time_ns for time_ns, _ in inside], np.int64),
+                np.array([value for _, value in inside]),
+            )
+            found.append(Series(metric, *of_metric.result(aggregate)))
+        return grid, tuple(found)
 
     async def telemetry(
         self,

@@ -158,6 +158,21 @@ class Sink:
             "Partitions dropped by retention",
             lambda: counts.dropped_partitions,
         )
+        counter(
+            "gputel_store_merged_chunks",
+            "Small chunks merged into larger ones",
+            lambda: counts.merged_chunks,
+        )
+        counter(
+            "gputel_store_folded_parts",
+            "Parts of hours summed up into rollup_1h",
+            lambda: counts.folded_parts,
+        )
+        counter(
+            "gputel_store_postponed_steps",
+            "Steps of maintenance put off because others would have waited",
+            lambda: counts.postponed,
+        )
         health.ready("database", lambda: self.problem)
         health.ready("broker", self._broker_problem)
 

@@ -30,6 +30,10 @@ def test_what_was_captured_is_replayed_once(
     ended = run_gputel(*capture, "--since", "10m", "--for", "10m")
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["rows"][0]["size_bytes"] == path.stat().st_size
+    query = ("query", "--data-dir", running.ready["data_dir"], "--since", "5000d")
+    ended = run_gputel(*query, "--gpu", "1", "--metric", "power_watts", "--format", "csv")
+    assert ended.returncode == 0, ended.stderr
+    assert len(ended.stdout.splitlines()) == 1 + 30
     assert running.stop() == 0
 
     other = start_pipeline("--source", "sim", "--gpus", "1").ready

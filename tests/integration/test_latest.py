@@ -46,7 +46,8 @@ async def seal(store: Store) -> None:
                 f"sample_hot_{metric_set.name}",
             )
         for name, lower, upper in due:
-            assert await seal_partition(store, partitions, metric_set, name, lower, upper)
+            sealed = await seal_partition(store, partitions, metric_set, name, lower, upper)
+            assert sealed.dropped
 
 
 async def check(store: Store, producers: list[Producer], gpu_ids: list[int] | None = None) -> None:

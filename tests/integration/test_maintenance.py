@@ -181,6 +181,12 @@ async def test_what_is_old_is_dropped_but_not_what_was_just_stored(
     clock.advance(90 * 24 * HOUR_S)
     await maintainer.round()
     assert not await minutes(store)
+    async with store.session() as session:
+        assert await session.fetchval("SELECT count(*) FROM gpu_hour") > 0
+    clock.advance((730 + 30) * 24 * HOUR_S)
+    await maintainer.round()
+    async with store.session() as session:
+        assert await session.fetchval("SELECT count(*) FROM gpu_hour") == 0
 
 
 async def test_partitions_are_made_ahead(store: Store) -> None:
@@ -193,6 +199,7 @@ async def test_partitions_are_made_ahead(store: Store) -> None:
         **{f"sample_hot_{s.name}": 2 for s in SET_BY_CADENCE.values()},
         "sample_chunk": 2,
         "rollup_1m": 2,
+        "rollup_1h": 2,
         "process_sample": 2,
     }
 

@@ -44,7 +44,7 @@ async def test_migration_is_idempotent_and_concurrent(store: Store) -> None:
 
 async def test_a_new_metric_becomes_a_column(store: Store) -> None:
     async with store.session() as session:
-        await session.execute("DROP VIEW gpu_latest, gpu_minute")
+        await session.execute("DROP VIEW gpu_latest, gpu_minute, gpu_hour")
         await session.execute("ALTER TABLE sample_hot_fast DROP COLUMN power_watts")
         await session.execute("UPDATE schema_catalog SET digest = 'an older one'")
     await store.migrate(StoreSettings())
@@ -87,6 +87,11 @@ async def test_minutes_stored_a_row_a_metric_become_arrays(store: Store) -> None
         assert await session.fetchval("SELECT count(*) FROM rollup_1m") == 2
         found = await session.fetch("SELECT metric, n, min, max, sum FROM gpu_minute ORDER BY n")
         ids = await session.fetchval("SELECT metric_ids FROM gpu")
+        hours = await session.fetch("SELECT metric, hour, n, min, sum FROM gpu_hour ORDER BY n")
+        own = await session.fetchval(
+            "SELECT count(*) FROM store_partition WHERE parent = 'rollup_1h' "
+            "AND lower <= timestamptz '2025-10-09' AND upper > timestamptz '2025-10-09'"
+        )
         indexed = await session.fetchval(
             "SELECT count(*) FROM pg_indexes WHERE tablename = 'rollup_1m_p202510090000'"
         )
@@ -94,6 +99,10 @@ async def test_minutes_stored_a_row_a_metric_become_arrays(store: Store) -> None
     assert [(r[0], r[1], r[2], str(r[3]), r[4]) for r in found] == expected
     assert ids == [one.id, two.id, slow.id]
     assert indexed == 1
+    assert [(r[0], r[2], r[3], r[4]) for r in hours] == [
+        (m, n, low, s) for m, n, low, _, s in expected
+    ]
+    assert own == 1
 
 
 async def test_a_newer_schema_is_refused(store: Store) -> None:
@@ -107,6 +116,7 @@ async def test_views_are_empty_not_broken(store: Store) -> None:
     async with store.session() as session:
         assert await session.fetch("SELECT * FROM gpu_latest") == []
         assert await session.fetch("SELECT * FROM gpu_minute") == []
+        assert await session.fetch("SELECT * FROM gpu_hour") == []
 
 
 async def test_wrong_password(postgres: DatabaseSettings) -> None:

@@ -114,6 +114,44 @@ def test_telemetry_is_columnar(client: Any) -> None:
     assert answer["next_cursor"] is None
 
 
+def test_a_step_gives_whole_buckets(client: Any) -> None:
+    question = "metrics=power_watts&start_time=1699999999&step=1m"
+    answer = client.simulate_get(f"/api/v1/gpus/1/telemetry?{question}").json
+    assert answer["start_time"] == "2023-11-14T22:13:00Z"
+    assert answer["end_time"] == "2023-11-14T22:14:00Z"
+    assert (answer["step_s"], answer["agg"], answer["next_cursor"]) == (60, "avg", None)
+    assert answer["series"] == [
+        {
+            "metric": "power_watts",
+            "unit": "W",
+            "kind": "gauge",
+            "time": ["2023-11-14T22:13:00Z"],
+            "value": [305.25],
+        }
+    ]
+    for agg, value in (("min", 300.5), ("max", 310.0), ("sum", 610.5), ("count", 2)):
+        answer = client.simulate_get(f"/api/v1/gpus/1/telemetry?{question}&agg={agg}").json
+        assert (answer["agg"], answer["series"][0]["value"]) == (agg, [value])
+
+
+@pytest.mark.parametrize(
+    ("question", "parameter"),
+    [
+        ("step=0s", "step"),
+        ("step=1", "step"),
+        ("step=1m30s", "step"),
+        ("step=367d", "step"),
+        ("step=9999999999w", "step"),
+        ("agg=max", "agg"),
+        ("step=1m&agg=median", "agg"),
+        ("step=1m&cursor=abc", "cursor"),
+    ],
+)
+def test_a_step_that_is_none(client: Any, question: str, parameter: str) -> None:
+    body = problem(client.simulate_get(f"/api/v1/gpus/1/telemetry?{question}"), 400)
+    assert body["parameter"] == parameter
+
+
 def test_processes_of_a_gpu(client: Any, query: MemoryQuery) -> None:
     seen = ProcessSample(NOW_NS - 5, "GPU-0001", 4711, ProcessKind.COMPUTE, 2**33, 97, name=HOSTILE)
     query.ran = [seen, ProcessSample(NOW_NS - 5, "GPU-0002", 1, ProcessKind.MPS)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl
 
 from gputel.api.times import ALLOWED as TIMES_ALLOWED
-from gputel.api.times import parse_time
+from gputel.api.times import parse_step, parse_time
 from gputel.catalog import BY_DCGM, BY_NAME, METRICS, Metric
 from gputel.errors import QueryInvalid
 
@@ -119,6 +120,24 @@ def time(name: str, description: str, *, default: str) -> Parameter:
         lambda value, now_ns: parse_time(name, value, now_ns),
         default,
     )
+
+
+def step(name: str, description: str) -> Parameter:
+    """A length of time in ns."""
+    schema = {"type": "string", "examples": ["30s", "1m", "1h", "1d"]}
+    return Parameter(name, description, schema, lambda value, now_ns: parse_step(name, value))
+
+
+def choice(name: str, description: str, kind: type[Enum]) -> Parameter:
+    """A member of `kind`, by its value."""
+    values = tuple(str(member.value) for member in kind)
+
+    def parse(value: str, now_ns: int) -> Enum:
+        if value not in values:
+            raise QueryInvalid(name, f"{_shown(value)} is none of them", allowed=values)
+        return kind(value)
+
+    return Parameter(name, description, {"type": "string", "enum": list(values)}, parse)
 
 
 def metrics(name: str, description: str, *, default: Sequence[str] = ()) -> Parameter:

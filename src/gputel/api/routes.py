@@ -13,6 +13,7 @@ from gputel.clock import Clock
 from gputel.errors import DatabaseUnavailable, QueryInvalid
 from gputel.inventory import EventKind
 from gputel.observe import Health
+from gputel.store.buckets import Aggregate
 
 if TYPE_CHECKING:
     from gputel.store.latest import Latest
@@ -75,7 +76,25 @@ async def _gpu(request: Request) -> views.Json:
 async def _telemetry(request: Request) -> views.Json:
     arguments = request.arguments
     start_ns, end_ns = _range(request)
+    step_ns: int | None = arguments["step"]
+    aggregate: Aggregate | None = arguments["agg"]
+    if step_ns is None and aggregate is not None:
+        raise QueryInvalid("agg", "needs a step")
     row = await request.query.gpu(arguments["id"])
+    if step_ns is not None:
+        if arguments["cursor"] is not None:
+            raise QueryInvalid("cursor", "is not for a step: all buckets are on one page")
+        aggregate = aggregate or Aggregate.AVG
+        grid, series = await request.query.buckets(
+            row,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            metrics=arguments["metrics"],
+            step_ns=step_ns,
+            aggregate=aggregate,
+            limit=arguments["limit"],
+        )
+        return views.buckets(row, grid, aggregate, series)
     page = await request.query.telemetry(
         row,
         start_ns=start_ns,
@@ -203,13 +222,19 @@ ROUTES: Final = (
         "/api/v1/gpus/{id}/telemetry",
         "getTelemetry",
         "telemetry",
-        "Samples of one GPU, columns by metric, oldest first",
+        "Samples of one GPU, or aggregates of them by a step; columns by metric, oldest first",
         "Telemetry",
         _telemetry,
         (
             _GPU_ID,
             *_RANGE,
             params.metrics("metrics", "Only these; all when absent."),
+            params.step(
+                "step",
+                "Aggregate the values in buckets of this length, which begin at its multiples "
+                "since 1970; every bucket that the range touches is given whole.",
+            ),
+            params.choice("agg", "What becomes of a bucket; avg when absent.", Aggregate),
             params.integer(
                 "limit",
                 "Points on a page, of all series together.",

@@ -21,6 +21,7 @@ ALLOWED: Final = (
 )
 
 _RELATIVE = re.compile(r"(?:now)?-([0-9]{1,10})(ms|s|m|h|d|w)", re.ASCII)
+_STEP = re.compile(r"([0-9]{1,10})(ms|s|m|h|d|w)", re.ASCII)
 _EPOCH = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,9})?", re.ASCII)
 _RFC3339 = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})"
@@ -35,7 +36,21 @@ _UNIT_NS = {
     "d": 86_400 * NS_PER_S,
     "w": 7 * 86_400 * NS_PER_S,
 }
+STEP_NS_MAX: Final = 366 * _UNIT_NS["d"]
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def parse_step(parameter: str, text: str) -> int:
+    """A length of time such as 30s as nanoseconds; QueryInvalid."""
+    match = _STEP.fullmatch(text)
+    step_ns = int(match[1]) * _UNIT_NS[match[2]] if match else 0
+    if not 0 < step_ns <= STEP_NS_MAX:
+        raise QueryInvalid(
+            parameter,
+            f"{text[:TIME_CHARS_MAX]!r} is not a length of time",
+            allowed=("such as 100ms, 30s, 1m, 1h or 1d", "at most 366d"),
+        )
+    return step_ns
 
 
 def parse_time(parameter: str, text: str, now_ns: int) -> int:

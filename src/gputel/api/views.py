@@ -13,14 +13,16 @@ import numpy as np
 import orjson
 
 from gputel.catalog import BY_NAME, METRICS, Cadence, Kind, Metric, Unit
-from gputel.clock import rfc3339
+from gputel.clock import NS_PER_S, rfc3339
 from gputel.inventory import EventKind, ProcessKind
+from gputel.store.buckets import Aggregate
 
 if TYPE_CHECKING:
+    from gputel.store.buckets import Grid
     from gputel.store.events import EventPage
     from gputel.store.latest import Latest
     from gputel.store.processes import ProcessPage
-    from gputel.store.query import GpuRow, NodeRow, TelemetryPage
+    from gputel.store.query import GpuRow, NodeRow, Series, TelemetryPage
 
 Json = dict[str, Any]
 
@@ -76,17 +78,31 @@ def telemetry(row: GpuRow, page: TelemetryPage, start_ns: int, end_ns: int) -> J
         "gpu": gpu(row),
         "start_time": rfc3339(start_ns),
         "end_time": rfc3339(end_ns),
-        "series": [
-            {
-                "metric": series.metric.name,
-                "unit": series.metric.unit.value,
-                "kind": series.metric.kind.value,
-                "time": np.ascontiguousarray(series.time_ns).astype("datetime64[ns]"),
-                "value": np.ascontiguousarray(series.values),
-            }
-            for series in page.series
-        ],
+        "series": [_series(series) for series in page.series],
         "next_cursor": page.next_cursor,
+    }
+
+
+def buckets(row: GpuRow, grid: Grid, aggregate: Aggregate, series: Sequence[Series]) -> Json:
+    """Aggregates of one GPU: `time[i]` is the beginning of the bucket of `value[i]`."""
+    return {
+        "gpu": gpu(row),
+        "start_time": rfc3339(grid.start_ns),
+        "end_time": rfc3339(grid.end_ns),
+        "step_s": grid.step_ns / NS_PER_S,
+        "agg": aggregate.value,
+        "series": [_series(one) for one in series],
+        "next_cursor": None,
+    }
+
+
+def _series(series: Series) -> Json:
+    return {
+        "metric": series.metric.name,
+        "unit": series.metric.unit.value,
+        "kind": series.metric.kind.value,
+        "time": np.ascontiguousarray(series.time_ns).astype("datetime64[ns]"),
+        "value": np.ascontiguousarray(series.values),
     }
 
 
@@ -260,9 +276,17 @@ SCHEMAS: Final[Mapping[str, Json]] = {
             "gpu": _ref("Gpu"),
             "start_time": _TIME,
             "end_time": _TIME,
+            "step_s": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "description": "Length of a bucket; only with `step`, as `agg` is.",
+            },
+            "agg": {"type": "string", "enum": [one.value for one in Aggregate]},
             "series": _list(_ref("Series")),
             "next_cursor": _CURSOR,
-        }
+        },
+        "step_s",
+        "agg",
     ),
     "Processes": _object(
         {

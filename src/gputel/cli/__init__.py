@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from gputel import __version__, errors
-from gputel.cli import broker, exporter, recordings, sim
+from gputel.cli import broker, exporter, query, recordings, sim
 from gputel.cli.arguments import (
     EXIT_CODES,
     FORCED,
@@ -49,7 +49,8 @@ examples:
 exit codes:
   0 done   1 internal error   2 usage   3 configuration   4 input file or directory
   5 port or data directory in use   6 database unavailable   7 broker unavailable
-  8 this machine lacks something   9 doctor found problems   130 forced by a second Ctrl-C
+  8 this machine lacks something   9 doctor found problems   10 API unavailable
+  130 forced by a second Ctrl-C
   sim run: the program's own; 126 it can't be executed, 127 there is none
 """
 
@@ -115,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "broker":
             broker.add(service)
     recordings.add(commands)
+    query.add(commands)
     _add_doctor(commands)
     migrate = commands.add_parser("migrate", help="bring the database's schema up to date")
     add_common(migrate)

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from gputel.config import Config, default_data_dir
+from gputel.config import Config, default_data_dir, parse_address
 from gputel.errors import GputelError, InputError
 from gputel.limits import MIB
 
@@ -182,7 +182,22 @@ def data_dir_of(config: Config) -> Path:
 
 def running_broker(config: Config) -> str:
     """The broker of the pipeline that runs on the data directory, else the configured one."""
+    return _running(config, "broker") or config.message_queue.address
+
+
+def running_api(config: Config) -> str:
+    """The URL of the API of the pipeline that runs on the data directory, else the configured."""
+    if url := _running(config, "api"):
+        return url
+    host, port = parse_address(config.api.listen)
+    # Where it listens on all addresses, it is also on this one.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # not a listener
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _running(config: Config, name: str) -> str:
+    """The address of a service that runs on the data directory, which has its name; or ''."""
     data_dir = data_dir_of(config)
     state = read_state(data_dir) if is_running(data_dir) else None
-    service = state.services.get("broker") if state else None
-    return (service and service.addresses.get("broker")) or config.message_queue.address
+    service = state.services.get(name) if state else None
+    return service.addresses.get(name, "") if service else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from gputel.kernels import CopyStream, FieldType, MinuteStatistics
 from gputel.store.copying import copy_in
-from gputel.store.rollup import Minutes, minutes_of
+from gputel.store.rollup import Rollups, minutes_of
 from gputel.store.times import to_datetime
 
 if TYPE_CHECKING:
@@ -65,14 +65,19 @@ class Written:
 
 
 async def write(
-    connection: Connection, items: Sequence[tuple[int, Chunk]], *, skip_present: bool = False
+    connection: Connection,
+    items: Sequence[tuple[int, Chunk]],
+    *,
+    skip_present: bool = False,
+    counted: bool = False,
 ) -> Written:
-    """COPY the chunks of (gpu_id, chunk) with their minutes, a stream for each table.
+    """COPY the chunks of (gpu_id, chunk) with their minutes and hours, a stream for each table.
 
     `skip_present`: chunks whose key the table holds already are left out, instead of failing.
+    `counted`: minutes and hours hold these samples already.
     """
     stream = CopyStream(tuple(_FIELDS.values()))
-    minutes = Minutes()
+    rollups = Rollups()
     written = Written()
     for gpu_id, chunk in items:
         if skip_present and await _present(connection, gpu_id, chunk):
@@ -90,11 +95,12 @@ async def write(
                 chunk.payload,
             ),
         )
-        minutes.append(gpu_id, chunk.metric_set, chunk.minutes)
+        if not counted:
+            rollups.append(gpu_id, chunk.metric_set, chunk.minutes)
         written.chunks += 1
         written.samples += chunk.samples
     await copy_in(connection, "sample_chunk", tuple(_FIELDS), stream)
-    await minutes.write(connection)
+    await rollups.write(connection)
     return written
 
 

@@ -118,18 +118,33 @@ def unbroken(session: Connection) -> Generator[None]:
     """
     try:
         yield
-    except asyncpg.InternalClientError:
-        session.terminate()
-        raise
     except Exception as error:
+        if _out_of_step(error):
+            _end(session)
+            raise
         task = asyncio.current_task()
         if task is None or not task.cancelling():
             raise
-        session.terminate()
+        _end(session)
         raise asyncio.CancelledError from error
     except BaseException:
-        session.terminate()
+        _end(session)
         raise
+
+
+def _end(session: Connection) -> None:
+    # The pool's proxy of a session that was lost meanwhile refuses even that.
+    with contextlib.suppress(asyncpg.InterfaceError):
+        session.terminate()
+
+
+def _out_of_step(error: BaseException) -> bool:
+    """Does asyncpg no longer know what its session is at? A rollback that it then refuses
+    hides its first error."""
+    return isinstance(error, asyncpg.InternalClientError) or (
+        isinstance(error, asyncpg.InterfaceError)
+        and ("operation is in progress" in str(error) or "released back" in str(error))
+    )
 
 
 @contextlib.contextmanager
@@ -191,7 +206,7 @@ def _explanation(error: BaseException, settings: DatabaseSettings) -> tuple[str,
             return said, "check database.sslmode and its certificates"
         case asyncpg.InterfaceError() if "clos" in str(error):
             return said, "is the server running?"
-        case asyncpg.InternalClientError():
+        case _ if _out_of_step(error):
             return f"the session is out of step: {said}", "it is opened anew and tried again"
         case TimeoutError():
             return f"no answer from {where}", "is the server running, and is the port right?"

@@ -170,6 +170,18 @@ async def read(
     return parse(output.getbuffer(), metrics)
 
 
+def copied(stream: memoryview, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """The rows of a binary COPY stream, all of them of the form `dtype`."""
+    body = len(stream) - _HEADER_BYTES - _TRAILER_BYTES
+    assert body % dtype.itemsize == 0, "every row has the same width"
+    return np.frombuffer(stream, dtype, body // dtype.itemsize, _HEADER_BYTES)
+
+
+def times_ns(timestamps: npt.NDArray[np.generic]) -> Int64s:
+    """PostgreSQL's timestamps, big-endian us since 2000, as ns since 1970."""
+    return cast(Int64s, (timestamps.astype("<i8") + _EPOCH_2000_US) * NS_PER_US)
+
+
 def parse(stream: memoryview, metrics: Sequence[Metric]) -> Rows:
     """The rows of a binary COPY stream of the form drawn above."""
     layout: list[tuple[str, str]] = [("fields", ">i2")]
@@ -178,10 +190,7 @@ def parse(stream: memoryview, metrics: Sequence[Metric]) -> Rows:
     for i, metric in enumerate(metrics):
         layout += [(f"flag{i}_length", ">i4"), (f"flag{i}", "?")]
         layout += [(f"value{i}_length", ">i4"), (f"value{i}", _READ_TYPES[metric.storage])]
-    dtype = np.dtype(layout)
-    body = len(stream) - _HEADER_BYTES - _TRAILER_BYTES
-    assert body % dtype.itemsize == 0, "every row has the same width"
-    table = np.frombuffer(stream, dtype, body // dtype.itemsize, _HEADER_BYTES)
+    table = copied(stream, np.dtype(layout))
     columns = []
     for i, metric in enumerate(metrics):
         if metric.storage is Storage.U64:
@@ -190,7 +199,7 @@ def parse(stream: memoryview, metrics: Sequence[Metric]) -> Rows:
             column = table[f"value{i}"].astype(DTYPES[metric.storage.value])
         columns.append(column)
     return Rows(
-        cast(Int64s, (table["time"].astype("<i8") + _EPOCH_2000_US) * NS_PER_US),
+        times_ns(table["time"]),
         table["epoch"].astype("<i8"),
         table["sequence"].astype("<i8"),
         tuple(columns),

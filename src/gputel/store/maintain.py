@@ -1,18 +1,17 @@
-"""What keeps the tables in shape: partitions ahead, sealing, retention.
+"""What keeps the tables in shape: partitions ahead, sealing, folding, merging, retention.
 
 One process of all does it, the one that holds an advisory lock. Every step is a short
-transaction of its own; locks that readers could feel are waited for only briefly, and what
+transaction of its own; locks that others could feel are waited for only briefly, and what
 could not be locked is tried again in the next round.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -21,21 +20,26 @@ import numpy as np
 from gputel.catalog import METRIC_SETS
 from gputel.clock import SYSTEM_CLOCK, Clock
 from gputel.errors import DatabaseUnavailable
-from gputel.store import schema, seal
+from gputel.store import fold, schema, seal
 from gputel.store.connection import translated
-from gputel.store.partitions import Partitions
+from gputel.store.partitions import Partitions, drop_partition
+from gputel.store.rechunk import SMALL_SAMPLES, Pass
 from gputel.store.settings import StoreSettings
-from gputel.store.times import to_datetime
+from gputel.store.times import DAY_NS, HOUR_NS, to_datetime, to_ns
 
 if TYPE_CHECKING:
-    from gputel.store.connection import Connection, Store
+    from gputel.store.connection import Store
 
 log = logging.getLogger(__name__)
 
 PERIOD_S: Final = 30.0
-LOCK_TIMEOUT: Final = "2s"
 DELETE_ROWS_A_STEP: Final = 10_000
 AHEAD_SPANS: Final = 2
+#: Merging takes at most this many GPUs and sets in one round.
+MERGES_A_ROUND: Final = 256
+#: How often a partition is searched for small chunks, while its day lasts and afterwards.
+MERGE_PERIOD: Final = timedelta(hours=1)
+MERGE_PERIOD_ENDED: Final = timedelta(days=1)
 
 
 @dataclass(slots=True)
@@ -46,6 +50,11 @@ class MaintenanceCounts:
     sealed_partitions: int = 0
     sealed_rows: int = 0
     sealed_chunks: int = 0
+    #: Parts of hours that went into `rollup_1h`.
+    folded_parts: int = 0
+    #: Small chunks, and what was made of them.
+    merged_chunks: int = 0
+    written_chunks: int = 0
     dropped_partitions: int = 0
     deleted_rows: int = 0
     postponed: int = 0
@@ -59,6 +68,7 @@ class Maintainer:
         self._settings = settings
         self._clock = clock
         self._partitions = Partitions(store, settings)
+        self._passes: dict[str, Pass] = {}
         self.counts = MaintenanceCounts()
 
     async def run(self) -> None:
@@ -98,6 +108,8 @@ class Maintainer:
         self._partitions.forget()
         await self._make_ahead()
         await self._seal()
+        await self._fold()
+        await self._merge()
         await self._retain()
         self.counts.rounds += 1
 
@@ -105,16 +117,14 @@ class Maintainer:
         now_ns = self._clock.time_ns()
         hot = {schema.hot_table(metric_set) for metric_set in METRIC_SETS}
         needs = {}
-        for parent in (*hot, "sample_chunk", "rollup_1m", "process_sample"):
+        for parent in (*hot, "sample_chunk", "rollup_1m", "rollup_1h", "process_sample"):
             span_ns = self._partitions.span_ns(parent)
             needs[parent] = [now_ns + np.arange(AHEAD_SPANS, dtype=np.int64) * span_ns]
         await self._partitions.ensure(needs)
 
     async def _seal(self) -> None:
         """Hot partitions whose time has passed, and which have not just been made for old data."""
-        before = to_datetime(self._clock.time_ns()) - timedelta(
-            minutes=self._settings.seal_after_minutes
-        )
+        before = self._settled()
         for metric_set in METRIC_SETS:
             async with self._store.session() as session:
                 due = await session.fetch(
@@ -127,22 +137,90 @@ class Maintainer:
                 done = await seal.seal_partition(
                     self._store, self._partitions, metric_set, name, lower, upper
                 )
-                if done is None:
-                    self.counts.postponed += 1
-                    continue
-                self.counts.sealed_partitions += 1
                 self.counts.sealed_rows += done.rows
                 self.counts.sealed_chunks += done.chunks
-                await asyncio.sleep(0)
+                if done.dropped:
+                    self.counts.sealed_partitions += 1
+                else:
+                    self.counts.postponed += 1
+
+    def _settled(self) -> datetime:
+        """What was measured before this has come, but for what is late."""
+        now = to_datetime(self._clock.time_ns())
+        return now - timedelta(minutes=self._settings.seal_after_minutes)
+
+    async def _fold(self) -> None:
+        try:
+            self.counts.folded_parts += await fold.fold_hours(
+                self._store, self._partitions, self._settled() - timedelta(hours=1)
+            )
+        except (*seal.CONTENDED, asyncpg.CheckViolationError):
+            self.counts.postponed += 1
+
+    async def _merge(self) -> None:
+        """Go on merging small chunks where that is due, a bounded number of GPUs."""
+        left = MERGES_A_ROUND
+        for name, lower, upper in await self._merges_due():
+            one = self._passes.get(name)
+            if one is None:
+                # What is merged of a day that goes on is whole hours.
+                before_ns = to_ns(self._settled()) // HOUR_NS * HOUR_NS
+                ended = upper <= self._settled()
+                before = upper + timedelta(days=1) if ended else to_datetime(before_ns)
+                one = Pass(name, before, 1 if ended else SMALL_SAMPLES, to_ns(self._settled()))
+                self._passes[name] = one
+                # A chunk may reach into the next day, and what it becomes begin there.
+                days = np.arange(to_ns(lower), to_ns(upper) + DAY_NS, HOUR_NS, dtype=np.int64)
+                await self._partitions.ensure({"sample_chunk": [days]})
+            while left and not one.over:
+                merged, written = one.merged, one.written
+                await one.advance(self._store)
+                self.counts.merged_chunks += one.merged - merged
+                self.counts.written_chunks += one.written - written
+                left -= 1
+            if one.over:
+                await self._end_pass(one)
+
+    async def _merges_due(self) -> list[tuple[str, datetime, datetime]]:
+        now = to_datetime(self._clock.time_ns())
+        settled = self._settled()
+        async with self._store.session() as session:
+            found = await session.fetch(
+                "SELECT name, lower, upper FROM store_partition WHERE parent = 'sample_chunk' "
+                "AND lower < $1 AND created_at <= $1 AND (merged_at IS NULL OR merged_at <= "
+                "CASE WHEN upper > $1 THEN $2 WHEN merged_at < upper THEN $1 ELSE $3 END) "
+                "ORDER BY lower",
+                settled,
+                now - MERGE_PERIOD,
+                now - MERGE_PERIOD_ENDED,
+            )
+        due = [(name, lower, upper) for name, lower, upper in found]
+        self._passes = {name: self._passes[name] for name, _, _ in due if name in self._passes}
+        return due
+
+    async def _end_pass(self, one: Pass) -> None:
+        del self._passes[one.name]
+        async with self._store.session() as session:
+            await session.execute(
+                "UPDATE store_partition SET merged_at = $2 WHERE name = $1",
+                one.name,
+                to_datetime(one.began_ns),
+            )
+            if one.merged:
+                # New chunks, and what is merged later, take the place of those that are gone.
+                with contextlib.suppress(asyncpg.UndefinedTableError):
+                    await session.execute(f"VACUUM {one.name}")
 
     async def _retain(self) -> None:
         raw = timedelta(days=self._settings.raw_retention_days)
         minute = timedelta(days=self._settings.minute_retention_days)
+        hour = timedelta(days=self._settings.hour_retention_days)
         for metric_set in METRIC_SETS:
             await self._drop_old(schema.hot_table(metric_set), raw)
         await self._drop_old("sample_chunk", raw)
         await self._drop_old("process_sample", raw)
         await self._drop_old("rollup_1m", minute)
+        await self._drop_old("rollup_1h", hour)
         await self._delete_old("event", "event_id", "time", minute)
         await self._delete_old("dead_letter", "dead_letter_id", "created_at", minute)
 
@@ -177,15 +255,3 @@ class Maintainer:
                 self.counts.deleted_rows += deleted
                 if deleted < DELETE_ROWS_A_STEP:
                     return
-
-
-async def drop_partition(session: Connection, name: str) -> bool:
-    """Drop one partition; False when readers would have to wait for it too long."""
-    try:
-        async with session.transaction():
-            await session.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-            await session.execute(f"DROP TABLE IF EXISTS {name}")
-            await session.execute("DELETE FROM store_partition WHERE name = $1", name)
-    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-        return False
-    return True

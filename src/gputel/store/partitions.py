@@ -9,9 +9,11 @@ behind, which the writer notices when PostgreSQL finds no partition.
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+import asyncpg
 import numpy as np
 import numpy.typing as npt
 
@@ -23,7 +25,14 @@ from gputel.store.times import DAY_NS, MINUTE_NS, to_datetime, to_ns
 if TYPE_CHECKING:
     from gputel.store.connection import Connection, Store
 
+log = logging.getLogger(__name__)
+
 CREATE_MAX: Final = 32  # partitions made in one transaction
+HOUR_PARTITION_DAYS: Final = 30  # as migration 004 made them
+
+#: To drop a partition its table's lock is needed, and whoever comes meanwhile queues behind us.
+#: An insert may find us waiting for it twice, and once at the check: it is held for 50 ms at most.
+DROP_WAIT_MS: Final = 15
 
 Bounds = tuple[int, int]  # [lower, upper) in ns
 
@@ -36,6 +45,7 @@ class Partitions:
         hot_ns = settings.hot_partition_minutes * MINUTE_NS
         self._span_ns = {schema.hot_table(s): hot_ns for s in METRIC_SETS}
         self._span_ns |= dict.fromkeys(("sample_chunk", "rollup_1m", "process_sample"), DAY_NS)
+        self._span_ns["rollup_1h"] = HOUR_PARTITION_DAYS * DAY_NS
         self._known: dict[str, list[Bounds]] = {}
 
     def span_ns(self, parent: str) -> int:
@@ -132,3 +142,29 @@ async def _create(session: Connection, parent: str, bounds: Bounds) -> None:
         lower,
         upper,
     )
+
+
+async def drop_partition(session: Connection, name: str, *, only_empty: bool = False) -> bool:
+    """Drop one partition; False when others would have to wait for it too long.
+
+    `only_empty`: nor when there is a row in it.
+    """
+    try:
+        async with session.transaction():
+            await session.execute(f"SET LOCAL lock_timeout = {DROP_WAIT_MS}")
+            if only_empty:
+                await session.execute(f"LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE")
+                await session.execute(f"SET LOCAL statement_timeout = {DROP_WAIT_MS}")
+                if await session.fetchval(f"SELECT 1 FROM {name} LIMIT 1"):
+                    return False
+                await session.execute("SET LOCAL statement_timeout = 0")
+            await session.execute(f"DROP TABLE IF EXISTS {name}")
+            await session.execute("DELETE FROM store_partition WHERE name = $1", name)
+    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+        return False
+    except asyncpg.QueryCanceledError:
+        # Too many deleted rows to look through while others wait: next time they are gone.
+        log.info("%s is vacuumed before it is dropped", name)
+        await session.execute(f"VACUUM {name}")
+        return False
+    return True

@@ -15,6 +15,7 @@ from gputel.catalog import SET_OF, Metric, MetricSet
 from gputel.errors import NotFound, QueryInvalid
 from gputel.inventory import EventKind, Gpu
 from gputel.store import events, merge, processes, schema
+from gputel.store.buckets import Aggregate, Grid, read_buckets
 from gputel.store.events import EventPage
 from gputel.store.latest import Latest, latest_values
 from gputel.store.merge import Cursor, Loaded, RowKey
@@ -160,6 +161,38 @@ class Query:
                 parts.append(part)
         kept, last = merge.cut(parts, limit, row.gpu_id)
         return TelemetryPage(_series(kept, metrics), last.encode() if last else None)
+
+    async def buckets(
+        self,
+        row: GpuRow,
+        *,
+        start_ns: int,
+        end_ns: int,
+        metrics: Sequence[Metric],
+        step_ns: int,
+        aggregate: Aggregate,
+        limit: int,
+    ) -> tuple[Grid, tuple[Series, ...]]:
+        """The whole buckets that [start_ns, end_ns) touches, and one series a metric.
+
+        A time is a bucket's beginning; buckets without a value are left out. QueryInvalid: more
+        than `limit` points, of all metrics, or too many samples to go through.
+        """
+        start_ns, end_ns = _range(start_ns, end_ns)
+        grid = Grid.around(start_ns, max(end_ns, start_ns + 1), step_ns)
+        points = grid.count * len(set(metrics))
+        if points > limit:
+            raise QueryInvalid(
+                "step",
+                f"{grid.count} buckets of {len(set(metrics))} metrics are more than {limit} points",
+                allowed=("a longer step", "a shorter time", "fewer metrics", "a larger limit"),
+            )
+        groups = merge.by_set(metrics, SET_OF)
+        async with _snapshot(self._store, [metric_set for metric_set, _ in groups]) as session:
+            found = await read_buckets(session, row.gpu_id, groups, grid)
+        return grid, tuple(
+            Series(metric, *found[metric].result(aggregate)) for metric in dict.fromkeys(metrics)
+        )
 
     async def processes(
         self, row: GpuRow, *, start_ns: int, end_ns: int, limit: int, cursor: str | None = None

@@ -51,7 +51,7 @@ async def read_set(
     In order; only rows that hold one of `metrics`. What is not returned comes after at
     least `points` of those that are.
     """
-    rows = await _read_hot(connection, gpu_id, metric_set, metrics, first, end_ns, points)
+    rows = await read_hot(connection, gpu_id, metric_set, metrics, first, end_ns, points)
     pieces = [
         rows,
         *await _read_chunks(connection, gpu_id, metric_set, metrics, first, end_ns, points),
@@ -59,7 +59,7 @@ async def read_set(
     return in_order(hot.concatenate(pieces))
 
 
-async def _read_hot(
+async def read_hot(
     connection: Connection,
     gpu_id: int,
     metric_set: MetricSet,
@@ -68,6 +68,7 @@ async def _read_hot(
     end_ns: int,
     points: int,
 ) -> Rows:
+    """As `read_set`, of the hot table only."""
     some = " OR ".join(f"{metric.name} IS NOT NULL" for metric in metrics)
     step = min(points, HOT_ROWS_A_STEP)
     pieces: list[Rows] = []

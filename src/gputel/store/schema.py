@@ -7,12 +7,14 @@ again when the catalog has changed: a new metric is a new column.
     sample_hot_<set>   gpu_id, time, epoch, sequence, one column a metric; partitioned by time
     gpu_latest         the last hot row of each GPU and set, by name
     gpu_minute         n, min, max, avg, sum by GPU, metric and minute, sealed or not
+    gpu_hour           the same by hour
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.resources
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from gputel.catalog import METRIC_SETS, METRICS, SET_OF, MetricSet, Storage
@@ -37,7 +39,9 @@ SQL_TYPES: Final = {
 }
 
 # Bumped when what is made here changes its form.
-_GENERATION: Final = 2
+_GENERATION: Final = 3
+#: A migration may have to go through all that is stored.
+_MIGRATION_TIMEOUT_S: Final = 6 * 3600
 
 
 def hot_table(metric_set: MetricSet) -> str:
@@ -88,7 +92,7 @@ async def _apply_files(connection: Connection) -> None:
     for number, name, sql in known:
         if number not in applied:
             async with connection.transaction():
-                await connection.execute(sql)
+                await connection.execute(sql, timeout=_MIGRATION_TIMEOUT_S)
                 await connection.execute(
                     "INSERT INTO schema_migration (number, name) VALUES ($1, $2)", number, name
                 )
@@ -108,7 +112,7 @@ async def _sync_catalog(connection: Connection) -> None:
     if await connection.fetchval("SELECT digest FROM schema_catalog") == digest:
         return
     async with connection.transaction():
-        await connection.execute("DROP VIEW IF EXISTS gpu_latest, gpu_minute")
+        await connection.execute("DROP VIEW IF EXISTS gpu_latest, gpu_minute, gpu_hour")
         for metric_set in METRIC_SETS:
             await _sync_hot_table(connection, metric_set)
         await connection.executemany(
@@ -119,7 +123,8 @@ async def _sync_catalog(connection: Connection) -> None:
             [(m.id, m.name, SET_OF[m].id, m.unit.value, m.kind.value, m.help) for m in METRICS],
         )
         await connection.execute(_latest_view())
-        await connection.execute(_minute_view())
+        await connection.execute(_rollup_view("gpu_minute", "minute", ("rollup_1m",)))
+        await connection.execute(_rollup_view("gpu_hour", "hour", ("rollup_1h", "rollup_1h_part")))
         await connection.execute(
             "INSERT INTO schema_catalog (digest) VALUES ($1) "
             "ON CONFLICT (one) DO UPDATE SET digest = excluded.digest",
@@ -157,27 +162,30 @@ def _latest_view() -> str:
     )
 
 
-def _minute_view() -> str:
+def _rollup_view(name: str, unit: str, tables: Sequence[str]) -> str:
+    """Statistics by `unit`, a column of `tables`: of what they hold, and of hot rows."""
     parts = [
-        "SELECT r.gpu_id, r.minute, v.metric_id, v.n, v.min, v.max, v.sum FROM rollup_1m r "
+        f"SELECT r.gpu_id, r.{unit}, v.metric_id, v.n, v.min, v.max, v.sum FROM {table} r "
         "CROSS JOIN LATERAL unnest(r.metric_ids, r.n, r.min, r.max, r.sum) "
         "AS v (metric_id, n, min, max, sum) WHERE v.n > 0"
+        for table in tables
     ]
     for metric_set in METRIC_SETS:
         cells = ", ".join(
             f"({m.id}::smallint, h.{m.name}::double precision)" for m in metric_set.metrics
         )
+        # Not date_trunc: where the session's zone is off by half an hour, so would be the hours.
         parts.append(
-            "SELECT h.gpu_id, date_trunc('minute', h.time) AS minute, v.metric_id, count(*) AS n, "
-            "min(v.value) AS min, max(v.value) AS max, sum(v.value) AS sum "
-            f"FROM {hot_table(metric_set)} h "
+            f"SELECT h.gpu_id, date_bin('1 {unit}', h.time, timestamptz 'epoch') AS {unit}, "
+            "v.metric_id, count(*) AS n, min(v.value) AS min, max(v.value) AS max, "
+            f"sum(v.value) AS sum FROM {hot_table(metric_set)} h "
             f"CROSS JOIN LATERAL (VALUES {cells}) AS v (metric_id, value) "
             "WHERE v.value IS NOT NULL GROUP BY 1, 2, 3"
         )
     return (
-        "CREATE VIEW gpu_minute AS SELECT g.gpu_id, g.node, g.gpu_index, g.uuid, s.minute, "
+        f"CREATE VIEW {name} AS SELECT g.gpu_id, g.node, g.gpu_index, g.uuid, s.{unit}, "
         "m.name AS metric, m.unit, s.n, s.min, s.max, s.sum / s.n AS avg, s.sum FROM ("
-        "SELECT gpu_id, minute, metric_id, sum(n) AS n, min(min) AS min, max(max) AS max, "
+        f"SELECT gpu_id, {unit}, metric_id, sum(n)::bigint AS n, min(min) AS min, max(max) AS max, "
         f"sum(sum) AS sum FROM ({' UNION ALL '.join(parts)}) AS p GROUP BY 1, 2, 3"
         ") AS s JOIN gpu g USING (gpu_id) JOIN metric m USING (metric_id)"
     )

@@ -1,7 +1,9 @@
-"""Sealing: a hot partition becomes chunks and minutes, and is dropped in one transaction.
+"""Sealing: a hot partition becomes chunks, minutes and hours, and is dropped when it is empty.
 
-Writers of that partition (late data) wait until it is done and then make it anew; readers
-go on, except for the moment of the drop.
+A step takes some GPUs: in one transaction it reads their rows, writes what they become, and
+deletes exactly the rows it read, which its snapshot guarantees. Nobody waits for a step. Readers
+find each row once, before as after; late rows that arrive meanwhile are taken by the next pass;
+what a killed step did is undone. Only the empty partition is locked, for a moment, to drop it.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from gputel.errors import FrameTooLarge
 from gputel.store import chunks, hot
 from gputel.store.chunks import Chunk
 from gputel.store.hot import Rows
-from gputel.store.merge import I64_MIN, RowKey
-from gputel.store.partitions import Partitions
+from gputel.store.merge import I64_MIN
+from gputel.store.partitions import Partitions, drop_partition
 from gputel.store.times import DAY_NS, MINUTE_NS, to_datetime, to_ns
 
 if TYPE_CHECKING:
@@ -33,17 +35,36 @@ log = logging.getLogger(__name__)
 
 #: Enough for the columns to compress well, few enough for a query of minutes to stay small.
 SAMPLES_A_CHUNK: Final = 4096
+#: A step ends with the GPU that reaches this; of one GPU it takes no more.
 ROWS_A_STEP: Final = 65_536
 GPUS_A_STEP: Final = 1000
-LOCK_TIMEOUT: Final = "2s"
+
+#: Another transaction did the same, or was in the way: try again later.
+CONTENDED: Final = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
+)
+
+# From one GPU to the next by the index: the rows of each are not looked at.
+_GPU_IDS: Final = """
+WITH RECURSIVE found (gpu_id) AS (
+    (SELECT gpu_id FROM {table} WHERE gpu_id > $1 ORDER BY gpu_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.gpu_id FROM {table} t WHERE t.gpu_id > f.gpu_id ORDER BY t.gpu_id LIMIT 1)
+    FROM found f WHERE f.gpu_id IS NOT NULL
+)
+SELECT gpu_id FROM found WHERE gpu_id IS NOT NULL LIMIT $2
+"""
 
 
 @dataclass(slots=True)
 class Sealed:
-    """What one partition became."""
+    """What one partition became. `dropped`: it is gone, nothing was left in it."""
 
     rows: int = 0
     chunks: int = 0
+    dropped: bool = False
 
 
 async def seal_partition(
@@ -53,70 +74,79 @@ async def seal_partition(
     name: str,
     lower: datetime,
     upper: datetime,
-) -> Sealed | None:
-    """Seal the hot partition `name` of [lower, upper); None: locked by others, try later."""
-    lower_ns, upper_ns = to_ns(lower), to_ns(upper)
-    minutes = np.arange(lower_ns, upper_ns, MINUTE_NS, dtype=np.int64)
+) -> Sealed:
+    """Seal the hot partition `name` of [lower, upper), as far as nobody is in the way."""
+    minutes = np.arange(to_ns(lower), to_ns(upper), MINUTE_NS, dtype=np.int64)
     await partitions.ensure({"sample_chunk": [minutes], "rollup_1m": [minutes]})
     done = Sealed()
+    after: int | None = I64_MIN
     try:
-        async with store.session() as session, session.transaction():
-            await session.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-            await session.execute(f"LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE")
-            after = I64_MIN
-            while gpu_ids := await _gpu_ids(session, name, after):
-                for gpu_id in gpu_ids:
-                    await _seal_gpu(session, metric_set, name, gpu_id, done)
-                after = gpu_ids[-1]
-            await session.execute(f"DROP TABLE {name}")
-            await session.execute("DELETE FROM store_partition WHERE name = $1", name)
-    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-        return None
+        async with store.session() as session:
+            while after is not None:
+                after = await _step(session, metric_set, name, after, done)
+            done.dropped = await drop_partition(session, name, only_empty=True)
+    except CONTENDED as error:
+        log.debug("sealing of %s is put off: %s", name, error)
+    except asyncpg.UniqueViolationError as error:
+        log.warning("%s holds rows that were sealed before, and is left: %s", name, error)
     except (asyncpg.UndefinedTableError, asyncpg.CheckViolationError) as error:
         # Retention was faster.
         log.info("%s is not sealed: %s", name, error)
-        return None
     return done
 
 
-async def _gpu_ids(session: Connection, name: str, after: int) -> list[int]:
-    found = await session.fetch(
-        f"SELECT DISTINCT gpu_id FROM {name} WHERE gpu_id > $1 ORDER BY gpu_id LIMIT {GPUS_A_STEP}",
-        after,
+async def _step(
+    session: Connection, metric_set: MetricSet, name: str, after: int, done: Sealed
+) -> int | None:
+    """Seal some GPUs above `after`; returns the last one that is done, None at the end."""
+    rows_read, items, whole = 0, list[tuple[int, Chunk]](), list[int]()
+    async with session.transaction(isolation="repeatable_read"):
+        gpu_ids = [
+            row[0] for row in await session.fetch(_GPU_IDS.format(table=name), after, GPUS_A_STEP)
+        ]
+        for gpu_id in gpu_ids:
+            rows = await hot.read(
+                session,
+                name,
+                metric_set.metrics,
+                "gpu_id = $1",
+                [gpu_id],
+                f"ORDER BY time, epoch, sequence LIMIT {ROWS_A_STEP}",
+            )
+            items += [(gpu_id, chunk) for chunk in chunks_of(metric_set, rows)]
+            rows_read += len(rows)
+            if len(rows) == ROWS_A_STEP:
+                await _delete_through(session, name, gpu_id, rows)
+                break  # there may be more of it
+            whole.append(gpu_id)
+            after = gpu_id
+            if rows_read >= ROWS_A_STEP:
+                break
+        # First what tells whether another process is at the same.
+        await session.execute(f"DELETE FROM {name} WHERE gpu_id = ANY($1)", whole)
+        await chunks.write(session, items)
+    done.rows += rows_read
+    done.chunks += len(items)
+    return after if gpu_ids else None
+
+
+async def _delete_through(session: Connection, name: str, gpu_id: int, rows: Rows) -> None:
+    """Delete the rows of a GPU up to the last of `rows`."""
+    await session.execute(
+        f"DELETE FROM {name} WHERE gpu_id = $1 AND (time, epoch, sequence) <= ($2, $3, $4)",
+        gpu_id,
+        to_datetime(int(rows.time_ns[-1])),
+        int(rows.epoch[-1]),
+        int(rows.sequence[-1]),
     )
-    return [row[0] for row in found]
 
 
-async def _seal_gpu(
-    session: Connection, metric_set: MetricSet, name: str, gpu_id: int, done: Sealed
-) -> None:
-    metrics = metric_set.metrics
-    after = RowKey(0, I64_MIN, I64_MIN)
-    while True:
-        rows = await hot.read(
-            session,
-            name,
-            metrics,
-            "gpu_id = $1 AND time >= $2 AND (time, epoch, sequence) > ($2, $3, $4)",
-            [gpu_id, to_datetime(after.time_ns), after.epoch, after.sequence],
-            f"ORDER BY time, epoch, sequence LIMIT {ROWS_A_STEP}",
-        )
-        if len(rows):
-            items = [
-                (gpu_id, Chunk.of(epoch, batch, *_span(batch), payload))
-                for epoch, piece in _pieces(rows)
-                for batch, payload in encode(metric_set, piece)
-            ]
-            await chunks.write(session, items)
-            done.rows += len(rows)
-            done.chunks += len(items)
-        if len(rows) < ROWS_A_STEP:
-            return
-        after = RowKey(int(rows.time_ns[-1]), int(rows.epoch[-1]), int(rows.sequence[-1]))
-
-
-def _span(batch: Batch) -> tuple[int, int]:
-    return int(batch.time_ns.min()), int(batch.time_ns.max())
+def chunks_of(metric_set: MetricSet, rows: Rows) -> Iterator[Chunk]:
+    """`rows` of one GPU, whose columns are all of the set's, as chunks."""
+    for epoch, piece in _pieces(rows):
+        for batch, payload in encode(metric_set, piece):
+            first_ns, last_ns = int(batch.time_ns.min()), int(batch.time_ns.max())
+            yield Chunk.of(epoch, batch, first_ns, last_ns, payload)
 
 
 def _pieces(rows: Rows) -> Iterator[tuple[int, Rows]]:

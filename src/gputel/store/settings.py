@@ -37,3 +37,4 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     #: after they were stored (a replay of an old file stays).
     raw_retention_days: Positive = 7
     minute_retention_days: Positive = 90
+    hour_retention_days: Positive = 730

@@ -11,7 +11,8 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)
 
 MINUTE_NS: Final = 60 * NS_PER_S
-DAY_NS: Final = 24 * 60 * MINUTE_NS
+HOUR_NS: Final = 60 * MINUTE_NS
+DAY_NS: Final = 24 * HOUR_NS
 
 #: No GPU wrote telemetry before this; what claims to has no clock. 2000-01-01.
 TIME_MIN_NS: Final = 946_684_800 * NS_PER_S

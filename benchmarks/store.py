@@ -1,0 +1,276 @@
+"""The store's tiers: how fast they are made, who waits meanwhile, and how large they are.
+
+    python -m benchmarks.store [--json] [--rounds N] [--gpus N]
+
+A sample is one value of one metric, of simulated GPUs at 1 Hz (benchmarks.day_trace). What is
+stored afterwards is compared with what was before: values by metric and their sums, in chunks,
+minutes and hours.
+
+    store.compaction_samples_per_s  hot rows of an hour to chunks, minutes and hours, rows deleted
+                                    and partitions dropped; by one maintainer, best round
+    store.insert_block_ms           the longest of inserts, one row each and one after the other,
+                                    into a partition while it is sealed: of the best round, as the
+                                    processes here also wait for cores; alone_ms: the same
+                                    without maintenance
+    store.disk_bytes_per_sample     sample_chunk and the hot tables with all that belongs to them,
+                                    a day of GPUs that was sealed hour by hour, and merged
+    store.minute_bytes_per_sample, store.hour_bytes_per_sample
+                                    the rollups of that day, likewise
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.context import SpawnProcess
+from typing import NamedTuple
+
+import asyncpg
+import numpy as np
+import uvloop
+
+from benchmarks import day_trace, report
+from benchmarks.copy import Database, server
+from benchmarks.day_trace import Trace
+from gputel import wire
+from gputel.batch import Batch
+from gputel.catalog import METRIC_SETS
+from gputel.clock import NS_PER_S, SYSTEM_CLOCK, ManualClock
+from gputel.store import Store, hot, schema
+from gputel.store.maintain import Maintainer
+from gputel.store.partitions import Partitions
+from gputel.store.settings import DatabaseSettings, StoreSettings
+from gputel.store.times import DAY_NS, HOUR_NS, to_datetime
+
+HOUR_S = 3600
+COMPACTED_GPUS = 64
+BLOCK_TARGET_MS = 50.0
+TIERS = {
+    "disk": ["sample_chunk", *(schema.hot_table(metric_set) for metric_set in METRIC_SETS)],
+    "minute": ["rollup_1m"],
+    "hour": ["rollup_1h", "rollup_1h_part"],
+}
+_TABLES = [name for tables in TIERS.values() for name in tables]
+
+
+class Facts(NamedTuple):
+    """Of each metric: how many values, and their sum."""
+
+    counts: dict[str, int]
+    sums: dict[str, float]
+
+    def same(self, other: Facts) -> bool:
+        """But for the order of adding."""
+        names = sorted(self.counts)
+        return self.counts == other.counts and np.allclose(
+            [self.sums[name] for name in names], [other.sums[name] for name in names], rtol=1e-9
+        )
+
+
+def facts(batches: Sequence[Batch], gpus: int) -> Facts:
+    """What `gpus` GPUs come to that carry the same."""
+    counts: dict[str, int] = {}
+    sums: dict[str, float] = {}
+    for batch in batches:
+        for j, metric in enumerate(batch.metric_set.metrics):
+            values = batch.columns[j][batch.mask(j)].astype(np.float64)
+            if len(values):
+                counts[metric.name] = counts.get(metric.name, 0) + gpus * len(values)
+                sums[metric.name] = sums.get(metric.name, 0.0) + gpus * float(values.sum())
+    return Facts(counts, sums)
+
+
+async def stored(store: Store, view: str) -> Facts:
+    """What a view of the rollups says."""
+    async with store.session() as session:
+        rows = await session.fetch(
+            f"SELECT metric, sum(n)::bigint, sum(sum) FROM {view} GROUP BY metric"
+        )
+    return Facts({row[0]: row[1] for row in rows}, {row[0]: row[2] for row in rows})
+
+
+async def decoded(store: Store) -> Facts:
+    """What the chunks hold."""
+    total = Facts({}, {})
+    async with store.session() as session, session.transaction():
+        async for row in session.cursor("SELECT payload FROM sample_chunk"):
+            one = facts([wire.decode_chunk(row[0])], 1)
+            for name in one.counts:
+                total.counts[name] = total.counts.get(name, 0) + one.counts[name]
+                total.sums[name] = total.sums.get(name, 0.0) + one.sums[name]
+    return total
+
+
+async def empty(store: Store, gpus: int) -> None:
+    """No samples and no partitions; the GPUs are known."""
+    async with store.session() as session:
+        for (name,) in await session.fetch("SELECT name FROM store_partition"):
+            await session.execute(f"DROP TABLE {name}")
+        await session.execute("TRUNCATE store_partition, rollup_1h_part, gpu RESTART IDENTITY")
+        await session.execute(
+            "INSERT INTO gpu (uuid, node, gpu_index, first_seen, last_seen) "
+            f"SELECT 'GPU-' || i, 'n', i, now(), now() FROM generate_series(1, {gpus}) AS i"
+        )
+
+
+async def load(store: Store, batches: Sequence[Batch], gpus: int) -> None:
+    """Hot rows, as of frames that carry less than the store keeps as chunks."""
+    needs = {schema.hot_table(batch.metric_set): [batch.time_ns] for batch in batches}
+    await Partitions(store, StoreSettings()).ensure(needs)
+    for batch in batches:
+        async with store.session() as session:
+            pieces = [(gpu_id, 1, batch) for gpu_id in range(1, gpus + 1)]
+            await hot.write(session, batch.metric_set, pieces)
+
+
+def insert_until_told(settings: DatabaseSettings, time_ns: int, pipe: Pipe) -> None:
+    """A process of its own: insert late rows one by one; tell how long each took, in ms."""
+
+    async def run() -> list[float]:
+        session = await asyncpg.connect(
+            host=settings.host,
+            port=settings.port,
+            user=settings.user,
+            password=settings.password,
+            database=settings.dbname,
+            server_settings={"synchronous_commit": "off"},
+        )
+        insert = "INSERT INTO sample_hot_fast (gpu_id, time, epoch, sequence) VALUES (1, $1, 2, $2)"
+        at, took = to_datetime(time_ns), list[float]()
+        await session.execute(insert, at, 0)
+        pipe.send("ready")
+        while not pipe.poll():
+            started = time.perf_counter()
+            # Without a partition (a sink makes it anew) what it waited for counts as well.
+            with contextlib.suppress(asyncpg.CheckViolationError):
+                await session.execute(insert, at, len(took) + 1)
+            took.append((time.perf_counter() - started) * 1000)
+        await session.close()
+        return took
+
+    pipe.send(asyncio.run(run()))
+
+
+async def inserting(settings: DatabaseSettings, time_ns: int) -> tuple[Pipe, SpawnProcess]:
+    """The process and the way to it; it inserts already."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=insert_until_told, args=(settings, time_ns, theirs))
+    process.start()
+    assert await asyncio.to_thread(ours.recv) == "ready"
+    return ours, process
+
+
+async def compaction(database: Database, batches: Sequence[Batch], rounds: int) -> None:
+    """An hour of many GPUs, with and without somebody who inserts into it."""
+    store = database.store
+    expected = facts(batches, COMPACTED_GPUS)
+    samples = sum(expected.counts.values())
+    best_s, correct = float("inf"), True
+    longest, alone, inserts = float("inf"), float("inf"), 0
+    for number in range(2 * rounds):
+        await empty(store, COMPACTED_GPUS)
+        await load(store, batches, COMPACTED_GPUS)
+        clock = ManualClock(SYSTEM_CLOCK.time_ns() + 2 * HOUR_NS)
+        maintainer = Maintainer(store, StoreSettings(), clock)
+        if number % 2 == 0:
+            started = time.perf_counter()
+            await maintainer.round()
+            best_s = min(best_s, time.perf_counter() - started)
+            correct &= maintainer.counts.postponed == 0
+            correct &= expected.same(await decoded(store))
+        else:
+            pipe, process = await inserting(database.settings, int(batches[0].time_ns[0]))
+            await asyncio.sleep(best_s)  # as long as maintenance will take
+            pipe.send("stop")
+            alone = min(alone, max(await asyncio.to_thread(pipe.recv)))
+            process.join()
+            pipe, process = await inserting(database.settings, int(batches[0].time_ns[0]) + 1000)
+            while maintainer.counts.sealed_rows == 0 or maintainer.counts.rounds < 2:
+                await maintainer.round()
+            pipe.send("stop")
+            took = await asyncio.to_thread(pipe.recv)
+            process.join()
+            longest, inserts = min(longest, max(took)), len(took)
+            correct &= maintainer.counts.sealed_rows >= sum(len(b) for b in batches)
+        correct &= expected.same(await stored(store, "gpu_minute"))
+        correct &= expected.same(await stored(store, "gpu_hour"))
+    report.emit(
+        "store.compaction_samples_per_s",
+        samples / best_s,
+        "1/s",
+        correct,
+        gpus=COMPACTED_GPUS,
+        samples=samples,
+        target=10e6,
+    )
+    report.emit(
+        "store.insert_block_ms",
+        longest,
+        "ms",
+        correct,
+        alone_ms=round(alone, 1),
+        inserts=inserts,
+        target=BLOCK_TARGET_MS,
+    )
+
+
+async def sizes(database: Database, day: Sequence[Trace], gpus: int) -> None:
+    """A day, hour by hour, as the sink and the maintainer keep it."""
+    store = database.store
+    await empty(store, gpus)
+    batches: list[Batch] = []
+    clock = ManualClock(SYSTEM_CLOCK.time_ns())
+    maintainer = Maintainer(store, StoreSettings(), clock)
+    first_ns = int(day[0].time_ns[0]) // HOUR_NS * HOUR_NS
+    for hour_ns in range(first_ns, first_ns + DAY_NS + HOUR_NS, HOUR_NS):
+        hour = [trace.between(hour_ns, hour_ns + HOUR_NS) for trace in day]
+        batches += hour
+        await load(store, hour, gpus)
+        clock.advance(2 * HOUR_S)
+        await maintainer.round()
+    for _ in range(2):
+        clock.advance(DAY_NS / NS_PER_S)
+        await maintainer.round()
+    expected = facts(batches, gpus)
+    correct = all([expected.same(await stored(store, view)) for view in ("gpu_minute", "gpu_hour")])
+    correct &= expected.same(await decoded(store))
+    samples = sum(expected.counts.values())
+    for tier, tables in TIERS.items():
+        # What partitions made ahead for today take is no sample's.
+        async with store.session() as session:
+            size_bytes = await session.fetchval(
+                "SELECT sum(pg_total_relation_size(relid)) FROM unnest($1::regclass[]) AS t, "
+                "pg_partition_tree(t) WHERE isleaf AND pg_relation_size(relid) > 0",
+                tables,
+            )
+        target = {"target": 1.3} if tier == "disk" else {}
+        figure = f"store.{tier}_bytes_per_sample"
+        report.emit(figure, float(size_bytes) / samples, "B", correct, gpus=gpus, **target)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.store",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gpus", type=int, default=8, help="of the day whose size is measured")
+    report.add_arguments(parser)
+    arguments = parser.parse_args()
+    day = day_trace.day()
+    hour_ns = (int(day[0].time_ns[0]) // HOUR_NS + 1) * HOUR_NS
+    hour = [trace.between(hour_ns, hour_ns + HOUR_NS) for trace in day]
+    async with server() as database:
+        await compaction(database, hour, arguments.rounds)
+        await sizes(database, day, arguments.gpus)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

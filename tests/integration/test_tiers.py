@@ -1,0 +1,336 @@
+"""Chunks are merged and hours are summed up; what a query finds, and who waits, stays the same."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import numpy as np
+import pytest
+
+from gputel import store as store_package
+from gputel.catalog import BY_NAME, SET_BY_CADENCE, Cadence
+from gputel.clock import SYSTEM_CLOCK, ManualClock
+from gputel.errors import DatabaseUnavailable
+from gputel.store import Store, chunks, seal
+from gputel.store.claim import Claims
+from gputel.store.frames import Message
+from gputel.store.ingest import Ingest
+from gputel.store.maintain import Maintainer
+from gputel.store.query import Query
+from gputel.store.rechunk import SMALL_BYTES, SMALL_SAMPLES
+from gputel.store.settings import DatabaseSettings, StoreSettings
+
+if TYPE_CHECKING:
+    from support.database import Point, Producer
+
+START_NS = 1_760_000_000_000_000_000
+END_NS = START_NS + 86_400_000_000_000
+S = 1_000_000_000
+HOUR_NS = 3600 * S
+SETTINGS = StoreSettings(hot_partition_minutes=10, seal_after_minutes=1)
+POWER = BY_NAME["power_watts"]
+
+
+async def commit(store: Store, messages: list[Message]) -> None:
+    ingest = Ingest(store, SETTINGS)
+    claims = Claims(store, SYSTEM_CLOCK)
+    claim = await claims.acquire("telemetry", 0)
+    assert claim is not None
+    await ingest.commit(claim, messages)
+    await claims.close()
+
+
+def mixed(producer: Producer) -> list[Message]:
+    """Three hours: rows, chunks, and rows that are late."""
+    messages = [producer.publish([START_NS + i * 60 * S]) for i in range(180)]
+    messages += [
+        producer.publish([START_NS + (i + j) * S + S // 4 for j in range(50)])
+        for i in range(0, 10_000, 50)
+    ]
+    messages += [
+        producer.publish([START_NS + i * 300 * S], cadence=Cadence.SLOW) for i in range(36)
+    ]
+    return messages
+
+
+@pytest.fixture
+def later() -> ManualClock:
+    return ManualClock(SYSTEM_CLOCK.time_ns() + HOUR_NS)
+
+
+async def points(store: Store, producer: Producer) -> None:
+    """Every value that was published is found once, in two ways of asking."""
+    query = Query(store)
+    for row in await query.gpus():
+        for limit in (1_000_000, 3333):
+            found: list[Point] = []
+            cursor = None
+            while True:
+                page = await query.telemetry(
+                    row,
+                    start_ns=START_NS,
+                    end_ns=END_NS,
+                    metrics=[POWER],
+                    limit=limit,
+                    cursor=cursor,
+                )
+                (series,) = page.series
+                found += zip(series.time_ns.tolist(), series.values.tolist(), strict=True)
+                cursor = page.next_cursor
+                if cursor is None:
+                    break
+            assert [time_ns for time_ns, _ in found] == sorted(time_ns for time_ns, _ in found)
+            assert sorted(found) == producer.expected(row.gpu.uuid, POWER, START_NS, END_NS)
+
+
+async def hours(store: Store, producer: Producer) -> None:
+    """gpu_hour says what was published, of every metric."""
+    async with store.session() as session:
+        found = {
+            (r["uuid"], r["metric"], int(r["hour"].timestamp())): tuple(r)[4:]
+            for r in await session.fetch(
+                "SELECT uuid, metric, hour, unit, n, min, max, avg, sum FROM gpu_hour"
+            )
+        }
+    expected = {}
+    for (uuid, metric), published in producer.points.items():
+        by_hour: dict[int, list[float]] = {}
+        for time_ns, value in published:
+            by_hour.setdefault(time_ns // HOUR_NS * 3600, []).append(float(value))
+        for hour, of_hour in by_hour.items():
+            expected[uuid, metric.name, hour] = of_hour
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        n, low, high, mean, total = found[key]
+        assert (n, low, high) == (len(values), min(values), max(values))
+        assert np.isclose(total, sum(values), rtol=1e-9)
+        assert np.isclose(mean, sum(values) / n, rtol=1e-9)
+
+
+async def count(store: Store, what: str) -> int:
+    async with store.session() as session:
+        return int(await session.fetchval(f"SELECT count(*) FROM {what}"))
+
+
+async def no_two_small_chunks(store: Store) -> None:
+    async with store.session() as session:
+        crowds = await session.fetch(
+            "SELECT gpu_id, set_id, epoch, count(*) FROM sample_chunk WHERE samples < $1 "
+            "AND octet_length(payload) < $2 GROUP BY 1, 2, 3 HAVING count(*) > 1",
+            SMALL_SAMPLES,
+            SMALL_BYTES,
+        )
+    assert not crowds
+
+
+async def settle(maintainer: Maintainer, clock: ManualClock) -> None:
+    """Rounds until nothing is left to do; the next passes of merging are then a day away."""
+    for _ in range(3):
+        await maintainer.round()
+    clock.advance(2 * 86_400)
+    for _ in range(3):
+        await maintainer.round()
+
+
+async def test_small_chunks_are_merged_once(
+    store: Store, producer: Producer, later: ManualClock
+) -> None:
+    await commit(store, mixed(producer))
+    await points(store, producer)
+    await hours(store, producer)
+    maintainer = Maintainer(store, SETTINGS, later)
+    before = 0
+    for _ in range(2):
+        await settle(maintainer, later)
+        await points(store, producer)
+        await hours(store, producer)
+        done = maintainer.counts
+        assert done.merged_chunks >= 400
+        await no_two_small_chunks(store)
+        assert await count(store, "rollup_1h_part") == 0
+        assert await count(store, "rollup_1h") == 2 * 4
+        assert before in (0, done.merged_chunks)  # the second time nothing is to be done
+        before = done.merged_chunks
+    late = [producer.publish([START_NS + i * 60 * S + S // 2]) for i in range(180)]
+    await commit(store, late)
+    await points(store, producer)
+    await hours(store, producer)
+    await settle(maintainer, later)
+    await points(store, producer)
+    await hours(store, producer)
+    await no_two_small_chunks(store)
+    assert await count(store, "rollup_1h") == 2 * 4
+
+
+async def test_of_a_day_that_goes_on_whole_hours_are_merged(
+    store: Store, producer: Producer
+) -> None:
+    clock = ManualClock(SYSTEM_CLOCK.time_ns())
+    day_ns = SYSTEM_CLOCK.time_ns() // (24 * HOUR_NS) * 24 * HOUR_NS
+    times = [day_ns - 24 * HOUR_NS + i * S for i in range(4 * 3600)]
+    await commit(store, [producer.publish(times[i : i + 60]) for i in range(0, len(times), 60)])
+    async with store.session() as session:  # as if it had been stored in time
+        await session.execute("UPDATE store_partition SET created_at = lower")
+    clock.step_wall((day_ns - 24 * HOUR_NS + 3 * HOUR_NS + 1800 * S - clock.time_ns()) / S)
+    await Maintainer(store, SETTINGS, clock).round()
+    # Three hours are over, of the fourth the chunks are as they came.
+    async with store.session() as session:
+        merged = await session.fetchval("SELECT sum(samples) FROM sample_chunk WHERE samples > 60")
+        assert merged == 2 * 3 * 3600
+    assert await count(store, "sample_chunk WHERE samples = 60") == 2 * 60
+
+
+async def test_chunks_that_can_not_be_merged_are_left(
+    store: Store, producer: Producer, later: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await commit(
+        store, [producer.publish([START_NS + (i + j) * S for j in range(50)]) for i in (0, 50, 100)]
+    )
+    async with store.session() as session:
+        await session.execute(
+            "UPDATE sample_chunk SET payload = set_byte(payload, 40, get_byte(payload, 40) # 1) "
+            "WHERE gpu_id = 1 AND first_sequence = 50"
+        )
+    maintainer = Maintainer(store, SETTINGS, later)
+    await maintainer.round()
+    assert "a chunk of GPU 1" in caplog.text
+    assert await count(store, "sample_chunk WHERE gpu_id = 1") == 2
+    assert await count(store, "sample_chunk WHERE gpu_id = 2") == 1
+    assert maintainer.counts.merged_chunks == 5
+
+
+async def hot_name(store: Store) -> str:
+    async with store.session() as session:
+        name = await session.fetchval(
+            "SELECT name FROM store_partition WHERE parent = 'sample_hot_fast' ORDER BY lower"
+        )
+    return str(name)
+
+
+@pytest.mark.parametrize("merging", [False, True])
+async def test_nobody_waits_for_a_step(
+    store: Store,
+    database: DatabaseSettings,
+    producer: Producer,
+    later: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    merging: bool,
+) -> None:
+    await commit(store, mixed(producer))
+    written, go_on = asyncio.Event(), asyncio.Event()
+    real = chunks.write
+
+    async def write(*arguments: Any, **options: Any) -> chunks.Written:
+        done = await real(*arguments, **options)
+        if merging == options.get("counted", False):
+            written.set()
+            await go_on.wait()
+        return done
+
+    monkeypatch.setattr(chunks, "write", write)
+    maintainer = Maintainer(store, SETTINGS, later)
+    work = asyncio.create_task(maintainer.round())
+    await asyncio.wait_for(written.wait(), 20)
+    monkeypatch.setattr(chunks, "write", real)
+    # The step's transaction is open now, with everything it locks.
+    impatient = asyncpg.create_pool(
+        host=database.host,
+        port=database.port,
+        user=database.user,
+        password=database.password,
+        database=database.dbname,
+        server_settings={"lock_timeout": "1ms"},
+    )
+    async with impatient as pool:
+        other = Store(database, pool)
+        late = [producer.publish([START_NS + i * 60 * S + 3 * S // 10]) for i in range(180)]
+        late.append(producer.publish([START_NS + i * S + S // 5 for i in range(50)]))
+        await commit(other, late)
+        await points(other, producer)
+        await hours(other, producer)
+    go_on.set()
+    await work
+    await points(store, producer)
+    await hours(store, producer)
+    later.advance(HOUR_NS // S)
+    await settle(maintainer, later)
+    await points(store, producer)
+    await hours(store, producer)
+    assert await count(store, "sample_hot_fast") == 0
+
+
+async def test_a_partition_is_dropped_when_no_reader_is_in_the_way(
+    store: Store, producer: Producer, later: ManualClock
+) -> None:
+    await commit(store, [producer.publish([START_NS])])
+    name = await hot_name(store)
+    maintainer = Maintainer(store, SETTINGS, later)
+    async with store.session() as reader, reader.transaction():
+        await reader.fetch("SELECT * FROM gpu_latest")
+        await maintainer.round()
+        assert (maintainer.counts.postponed, maintainer.counts.sealed_partitions) == (1, 0)
+        assert maintainer.counts.sealed_rows == 2
+    assert await count(store, f"{name} ") == 0
+    await maintainer.round()
+    assert maintainer.counts.sealed_partitions == 1
+    assert await count(store, f"store_partition WHERE name = '{name}'") == 0
+
+
+async def test_killed_at_any_point(
+    store: Store,
+    producer: Producer,
+    later: ManualClock,
+    as_admin: Callable[..., Awaitable[None]],
+    database: DatabaseSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seal, "ROWS_A_STEP", 16)
+    await commit(store, mixed(producer))
+    maintainer = Maintainer(store, SETTINGS, later)
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    killed = 0
+    async with asyncio.timeout(60):
+        for _ in range(100):
+            work = asyncio.create_task(maintainer.round())
+            await asyncio.wait([work], timeout=chance.uniform(0.005, 0.15))
+            await as_admin(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                f"WHERE datname = '{database.dbname}'"
+            )
+            try:
+                await work
+            except (DatabaseUnavailable, asyncpg.PostgresError):
+                killed += 1
+            else:
+                break
+    assert killed
+    fresh = await store_package.connect(database)  # whose sessions nobody has ended
+    try:
+        await points(fresh, producer)
+        await hours(fresh, producer)
+        await settle(Maintainer(fresh, SETTINGS, later), later)
+        await points(fresh, producer)
+        await hours(fresh, producer)
+        assert await count(fresh, "sample_hot_fast") == 0
+    finally:
+        await fresh.close()
+
+
+async def test_two_maintainers_at_once(
+    store: Store, producer: Producer, later: ManualClock
+) -> None:
+    """The lock is gone with its session, and the first has not noticed."""
+    await commit(store, mixed(producer))
+    both = [Maintainer(store, SETTINGS, later) for _ in range(2)]
+    for _ in range(3):
+        await asyncio.gather(*(maintainer.round() for maintainer in both))
+    await settle(both[0], later)
+    await points(store, producer)
+    await hours(store, producer)
+    assert await count(store, f"sample_hot_{SET_BY_CADENCE[Cadence.FAST].name}") == 0
