@@ -1,14 +1,19 @@
-"""Load test: many nodes simulated in one process against the real pipeline.
+"""Load test: many nodes simulated against the real pipeline.
 
     python -m benchmarks.pipeline --nodes 100 --gpus 8 --hz 10 --seconds 30 [--json]
+    python -m benchmarks.pipeline --flat-out --nodes 12500 --seconds 10 --hz 1 [--json]
 
-Every simulated node publishes frames over gRPC as a collector does; then every sample is read
-back through the REST API and compared with what was sent. Without `--broker` and `--api` an
-ephemeral pipeline is started and stopped. A sample is one value of one metric of one GPU.
+Simulated nodes publish frames over gRPC as a collector does, at their pace, or `--flat-out` as
+fast as the pipeline takes them; then samples are read back through the REST API and compared with
+what was sent. Without `--broker` and `--api` an ephemeral pipeline is started and stopped. A
+sample is one value of one metric of one GPU.
 
-    pipeline.samples_per_s   samples sent, until the last was found committed, per second
-    pipeline.behind_s        how late the last frame left against its schedule (0: kept the pace)
-    pipeline.commit_p99_ms   from a frame's sealing to its commit, as the sink measured it
+    pipeline.samples_per_s       flat out: samples from the first frame to the last commit, a
+                                 second; beside it the CPU seconds that a million of them costs
+                                 each process, and the most memory it held
+    pipeline.paced_samples_per_s samples sent, until the last was found committed, per second
+    pipeline.behind_s            how late the last frame left against its schedule (0: kept it)
+    pipeline.commit_p99_ms       from a frame's sealing to its commit, as the sink measured it
 """
 
 from __future__ import annotations
@@ -19,123 +24,26 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlencode
 from urllib.request import urlopen
 
-import numpy as np
 import uvloop
 
-from benchmarks import report
-from gputel import broker, wire
-from gputel.batch import DTYPES, Batch
-from gputel.catalog import SET_BY_CADENCE, Cadence
+from benchmarks import pipeline_ceiling, report
+from benchmarks.pipeline_load import (
+    VERIFY_METRICS,
+    Load,
+    Node,
+    encode_variants,
+    get,
+    wrong_values,
+)
+from gputel import broker
 from gputel.clock import NS_PER_S, NS_PER_US
-from gputel.inventory import Gpu, synthetic_uuid
 
-METRIC_SET = SET_BY_CADENCE[Cadence.FAST]
-VARIANTS = 16  # distinct series; GPUs of one variant carry the same values
 CONNECTIONS_MAX = 32
-VERIFY_METRICS = ("gpu_utilization_percent", "power_watts", "energy_millijoules")
 SETTLE_DEADLINE_S = 120
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is sent: `nodes` x `gpus` x `hz` x `seconds`, `frame_s` seconds in each frame."""
-
-    nodes: int
-    gpus: int
-    hz: float
-    seconds: float
-    frame_s: float
-    start_ns: int
-
-    @property
-    def ticks(self) -> int:
-        return round(self.hz * self.seconds)
-
-    @property
-    def ticks_per_frame(self) -> int:
-        return max(1, round(self.hz * self.frame_s))
-
-    @property
-    def samples(self) -> int:
-        return self.nodes * self.gpus * self.ticks * len(METRIC_SET.metrics)
-
-    def time_ns(self, ticks: np.ndarray) -> np.ndarray:
-        """int64[n]: the time of each tick, in whole microseconds."""
-        step_us = round(1_000_000 / self.hz)
-        return (self.start_ns // NS_PER_US + ticks * step_us) * NS_PER_US
-
-    def values(self, variant: int, column: int, ticks: np.ndarray) -> np.ndarray:
-        """What `column` of a GPU of `variant` reads at `ticks`: known, and never constant."""
-        base = (ticks * (column + 3) + variant * 131) % 997 + ticks
-        storage = METRIC_SET.metrics[column].storage.value
-        read: np.ndarray = (base / 8 if storage in "fd" else base).astype(DTYPES[storage])
-        return read
-
-    def frames(self) -> Iterator[tuple[float, int, np.ndarray]]:
-        """(seconds after the start, frame number, its ticks), in order."""
-        for number, first in enumerate(range(0, self.ticks, self.ticks_per_frame)):
-            ticks = np.arange(first, min(first + self.ticks_per_frame, self.ticks), dtype=np.int64)
-            yield (first + len(ticks)) / self.hz, number, ticks
-
-
-def encode_variants(load: Load, ticks: np.ndarray) -> list[bytes]:
-    """One chunk of `ticks` for each variant."""
-    n = len(ticks)
-    valid = np.tile(
-        np.packbits(np.ones(n, np.uint8), bitorder="little"), (len(METRIC_SET.metrics), 1)
-    )
-    return [
-        wire.encode_batch(
-            Batch(
-                METRIC_SET,
-                load.time_ns(ticks),
-                ticks,
-                tuple(load.values(variant, c, ticks) for c in range(len(METRIC_SET.metrics))),
-                valid,
-            )
-        )
-        for variant in range(VARIANTS)
-    ]
-
-
-class Node:
-    """One simulated node and its frames."""
-
-    def __init__(self, run: str, number: int, load: Load) -> None:
-        self.name = f"load-{run}-{number:05d}"
-        self.number = number
-        self.gpus = tuple(
-            Gpu(synthetic_uuid(self.name, str(i)), self.name, i, f"nvidia{i}", model="simulated")
-            for i in range(load.gpus)
-        )
-
-    def variant(self, gpu: int) -> int:
-        return (self.number * 7 + gpu) % VARIANTS
-
-    def frame(
-        self, producer: str, epoch: int, sequence: int, number: int, chunks: list[bytes]
-    ) -> bytes:
-        return wire.encode_frame(
-            wire.Frame(
-                producer=producer,
-                epoch=epoch,
-                sequence=sequence,
-                node=self.name,
-                sealed_at_ns=time.time_ns(),
-                gpus=tuple(
-                    wire.GpuChunks(gpu.uuid, (chunks[self.variant(gpu.index)],))
-                    for gpu in self.gpus
-                ),
-                inventory=self.gpus if number == 0 else (),
-            )
-        )
 
 
 async def publish(address: str, load: Load, nodes: list[Node], run: str) -> float:
@@ -167,46 +75,6 @@ async def publish(address: str, load: Load, nodes: list[Node], run: str) -> floa
             await publisher.close()
         await client.close()
     return behind
-
-
-def get(url: str, **query: str | int) -> dict[str, Any]:
-    with urlopen(f"{url}?{urlencode(query)}" if query else url, timeout=60) as response:
-        answer: dict[str, Any] = json.load(response)
-        return answer
-
-
-def read_back(api: str, load: Load, uuid: str, metric: str) -> list[float]:
-    """All values of one GPU and metric, page by page."""
-    query: dict[str, str | int] = {
-        "metrics": metric,
-        "start_time": str(load.start_ns / NS_PER_S - 1),
-        "end_time": str(load.start_ns / NS_PER_S + load.seconds + 1),
-        "limit": 100_000,
-    }
-    values: list[float] = []
-    while True:
-        page = get(f"{api}/api/v1/gpus/{uuid}/telemetry", **query)
-        for series in page["series"]:
-            values += series["value"]
-        if not page.get("next_cursor"):
-            return values
-        query["cursor"] = page["next_cursor"]
-
-
-def verify(api: str, load: Load, nodes: list[Node]) -> tuple[int, int]:
-    """Compare every sample of VERIFY_METRICS of every GPU; (values checked, values wrong)."""
-    ticks = np.arange(load.ticks, dtype=np.int64)
-    names = [metric.name for metric in METRIC_SET.metrics]
-    checked = wrong = 0
-    for node in nodes:
-        for gpu in node.gpus:
-            for name in VERIFY_METRICS:
-                expected = load.values(node.variant(gpu.index), names.index(name), ticks)
-                found = np.array(read_back(api, load, gpu.uuid, name), dtype=expected.dtype)
-                checked += len(expected)
-                if not np.array_equal(found, expected):
-                    wrong += max(abs(len(found) - len(expected)), 1)
-    return checked, wrong
 
 
 def settle(api: str, load: Load, nodes: list[Node]) -> None:
@@ -287,11 +155,16 @@ async def main() -> None:
     parser.add_argument("--frame-seconds", type=float, default=1, help="seconds of samples a frame")
     parser.add_argument("--broker", help="HOST:PORT of a running pipeline")
     parser.add_argument("--api", help="URL of a running pipeline")
+    parser.add_argument("--flat-out", action="store_true", help="find the ceiling")
+    parser.add_argument("--producers", type=int, default=32, help="streams, with --flat-out")
     report.add_arguments(parser)
     arguments = parser.parse_args()
     if min(arguments.nodes, arguments.gpus, arguments.hz, arguments.seconds) <= 0:
         parser.error("--nodes, --gpus, --hz and --seconds must be positive")
-
+    if arguments.flat_out:
+        if not await pipeline_ceiling.measure(arguments):
+            raise SystemExit(1)
+        return
     async with pipeline(arguments) as (address, api, sink):
         now_ns = time.time_ns() // NS_PER_S * NS_PER_S
         load = Load(
@@ -308,13 +181,13 @@ async def main() -> None:
         behind_s = await publish(address, load, nodes, run)
         await asyncio.to_thread(settle, api, load, nodes)
         elapsed_s = time.monotonic() - started
-        checked, wrong = await asyncio.to_thread(verify, api, load, nodes)
+        checked, wrong = await asyncio.to_thread(wrong_values, api, load, nodes)
         correct = wrong == 0 and checked == load.nodes * load.gpus * load.ticks * len(
             VERIFY_METRICS
         )
         shape = {"nodes": load.nodes, "gpus": load.gpus, "hz": load.hz, "seconds": load.seconds}
         report.emit(
-            "pipeline.samples_per_s",
+            "pipeline.paced_samples_per_s",
             load.samples / elapsed_s,
             "1/s",
             correct,

@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.brokers import connected, running_broker_process
+from benchmarks.processes import Process
 from gputel import broker
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
@@ -32,22 +33,6 @@ STREAMS_A_CONNECTION = 100
 FRAME_BYTES = 1024
 TOPIC = "many"
 CUTS_AT_ONCE = 50
-
-
-class Process:
-    """What the kernel knows of another process."""
-
-    def __init__(self, pid: int) -> None:
-        self._status = Path(f"/proc/{pid}/status")
-        self._stat = Path(f"/proc/{pid}/stat")
-
-    def rss_mb(self) -> float:
-        line = next(x for x in self._status.read_text().splitlines() if x.startswith("VmRSS"))
-        return int(line.split()[1]) / 1024
-
-    def cpu_s(self) -> float:
-        fields = self._stat.read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @asynccontextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from gputel.catalog import BY_NAME, METRICS, SET_OF
 from gputel.clock import NS_PER_S
 from gputel.stream import protocol
 from gputel.stream.app import origin_allowed
-from gputel.stream.board import Board, newest
+from gputel.stream.board import UNREAD_BYTES_MAX, Board, newest
 from gputel.stream.protocol import MessageInvalid, Subscribe, parse_message, select
 from serving import frame_bytes
 
@@ -96,6 +98,29 @@ def test_the_board_keeps_the_latest_and_counts_what_it_cannot_use() -> None:
     broken = wire.Frame("c", 1, 1, "n", T0_NS, (wire.GpuChunks("GPU-1", (b"no chunk",)),))
     assert board.apply(broken) == []
     assert board.corrupt_chunks == 1
+
+
+def test_what_nobody_watches_is_read_late_and_comes_to_the_same() -> None:
+    rng = random.Random(seed := random.randrange(2**32))
+    print("seed", seed)
+    names = ("power_watts", "xid_last", "gpu_utilization_percent", "fan_speed_percent")
+    lazy, eager = Board(), Board()
+    for number in range(200):
+        chosen = rng.sample(names, rng.randint(1, len(names)))
+        told = {name: float(number + i) for i, name in enumerate(chosen)}
+        frame = wire.decode_frame(frame_bytes("n", [("GPU-1", told)], T0_NS + number * NS_PER_S))
+        if rng.random() < 0.1:
+            broken = wire.GpuChunks("GPU-1", (b"no chunk", *frame.gpus[0].chunks))
+            frame = replace(frame, gpus=(broken,))
+        watched = rng.random() < 0.02
+        changes = lazy.apply(frame, (lambda _: True) if watched else (lambda _: False))
+        assert changes == (eager.apply(frame) if watched else eager.apply(frame) and [])
+        assert lazy.gpus["n", "GPU-1"].unread_bytes <= UNREAD_BYTES_MAX
+    state, expected = lazy.gpus["n", "GPU-1"], eager.gpus["n", "GPU-1"]
+    lazy.read(state)
+    assert (state.values, state.times_ns) == (expected.values, expected.times_ns)
+    assert lazy.corrupt_chunks == eager.corrupt_chunks
+    assert not state.unread
 
 
 @pytest.mark.parametrize(

@@ -103,11 +103,10 @@ class Feed:
     def state(self) -> str:
         """The whole selection as it is now; serialised once until something changes."""
         if self._state is None:
-            readings = [
-                self._reading(state, state.values)
-                for state in self._board.gpus.values()
-                if self.wants(state)
-            ]
+            wanted = [state for state in self._board.gpus.values() if self.wants(state)]
+            for state in wanted:
+                self._board.read(state)
+            readings = [self._reading(state, state.values) for state in wanted]
             self._state = shared_body(
                 self._clock.time_ns(), [reading for reading in readings if reading.values]
             )

@@ -148,8 +148,9 @@ class Hub:
             return
         self._frames += 1
         self._observe_delay(max(self._clock.time_ns() - frame.sealed_at_ns, 0) / NS_PER_S)
-        changes = self.board.apply(frame)
-        for feed in self._feeds.values():
+        feeds = self._feeds.values()
+        changes = self.board.apply(frame, lambda state: any(feed.wants(state) for feed in feeds))
+        for feed in feeds:
             feed.add(changes)
 
     async def _consume(self) -> None:

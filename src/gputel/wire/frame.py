@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -22,8 +23,7 @@ PERCENT_MAX = 100
 CHUNKS_PER_GPU_MAX = 64
 
 
-@dataclass(frozen=True, slots=True)
-class GpuChunks:
+class GpuChunks(NamedTuple):
     """The chunks of one GPU."""
 
     uuid: str
@@ -146,6 +146,9 @@ def decode_frame(data: bytes) -> Frame:
 
 
 def _text(name: str, text: str, bytes_max: int = NAME_BYTES_MAX, *, required: bool = False) -> str:
+    # PERF(frame): a uuid a GPU, and almost always this is all there is to look at.
+    if text and text.isascii() and len(text) <= bytes_max and "\0" not in text:
+        return text
     if len(text) > bytes_max or len(text.encode()) > bytes_max:
         raise FrameCorrupt(f"{name}: longer than {bytes_max} bytes")
     if "\0" in text:  # PostgreSQL can't store it
@@ -173,8 +176,9 @@ def _distinct(name: str, uuids: list[str]) -> None:
 
 
 def _decode_chunks(message: frame_pb2.GpuChunks) -> GpuChunks:
-    _count("chunks of a GPU", message.chunks, CHUNKS_PER_GPU_MAX)
-    return GpuChunks(_text("uuid", message.uuid, required=True), tuple(message.chunks))
+    chunks = tuple(message.chunks)
+    _count("chunks of a GPU", chunks, CHUNKS_PER_GPU_MAX)
+    return GpuChunks(_text("uuid", message.uuid, required=True), chunks)
 
 
 def _decode_gpu(node: str, message: frame_pb2.GpuInfo) -> Gpu:
