@@ -13,7 +13,9 @@ import pytest
 from support.simulation import LIBRARY
 
 NATIVE = Path(__file__).parents[2] / "src" / "gputel" / "_native"
-HEADERS = sorted(NATIVE.glob("nvml_*.h"))
+ABI = NATIVE / "nvml_abi.h"
+#: The header and what it includes; the sampler's own files are named nvml_*.h too.
+HEADERS = [ABI, *(NATIVE / name for name in re.findall(r'#include "(\w+\.h)"', ABI.read_text()))]
 TEXT = re.sub(r"/\*.*?\*/", "", "".join(h.read_text("utf-8") for h in HEADERS), flags=re.S)
 
 TYPE = re.compile(
