@@ -195,7 +195,7 @@ def stream_alone(rounds: int) -> None:
 
 async def hot_rows(database: Database, rounds: int) -> None:
     store = database.store
-    pieces = [(gpu + 1, 1, batch) for gpu, batch in HOT.batches()]
+    pieces = [hot.Piece(gpu + 1, 1, batch) for gpu, batch in HOT.batches()]
 
     async def work() -> None:
         async with store.session() as session, session.transaction():

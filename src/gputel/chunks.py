@@ -13,6 +13,8 @@ from gputel.rows import check_storages
 
 METRIC_ID_MAX = 2**16 - 1
 SET_ID_MAX = 2**16 - 1
+#: Chunks of so few rows are put together before they are stored.
+SMALL_SAMPLES_MAX = limits.CHUNK_DIRECT_SAMPLES_MIN - 1
 
 Array = npt.NDArray[np.generic]
 Bits = npt.NDArray[np.uint8]
@@ -44,6 +46,28 @@ class DecodedChunk(NamedTuple):
     sequence: npt.NDArray[np.int64]
     columns: tuple[Array, ...]
     valid: Bits
+
+
+class RowBlock(NamedTuple):
+    """n rows of one metric set, of any GPUs; arrays as in `gputel.batch.Batch`."""
+
+    time_ns: npt.NDArray[np.int64]
+    sequence: npt.NDArray[np.int64]
+    columns: tuple[Array, ...]
+    valid: Bits
+
+
+def check_layout(set_id: int, metric_ids: Sequence[int], storages: str) -> None:
+    """ValueError: what is said of a metric set contradicts itself."""
+    check_storages(storages)
+    if not 0 <= set_id <= SET_ID_MAX:
+        raise ValueError(f"set id {set_id} is outside 0 to {SET_ID_MAX}")
+    if len(metric_ids) != len(storages):
+        raise ValueError(f"{len(metric_ids)} ids, storages {storages!r}")
+    if len(set(metric_ids)) != len(metric_ids):
+        raise ValueError("a metric id occurs twice")
+    if not all(0 < metric_id <= METRIC_ID_MAX for metric_id in metric_ids):
+        raise ValueError(f"a metric id is outside 1 to {METRIC_ID_MAX}")
 
 
 def check_chunk_arguments(

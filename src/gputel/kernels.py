@@ -1,8 +1,8 @@
 """The only door to the kernels.
 
-    ring, columns, codec, minutes, pgcopy, nvml    native (gputel._native), or the readable
-                                                   twins (gputel._reference) where
-                                                   GPUTEL_KERNELS=reference asks for them
+    ring, columns, codec, chunk_rows, minutes, pgcopy, nvml
+        native (gputel._native), or the readable twins (gputel._reference) where
+        GPUTEL_KERNELS=reference asks for them
 
 A native module that is missing is an ImportError, never a silent slow path. The variable is
 read here and not in `gputel.config`, because it decides what this module consists of.
@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gputel._reference.pgcopy import FieldType
-from gputel.chunks import ChunkHeader, DecodedChunk
+from gputel.chunks import ChunkHeader, DecodedChunk, RowBlock
 from gputel.plan import Plan
 from gputel.rows import MinuteStatistics, Sealed, WhenFull, row_dtype
 
 NATIVE = os.environ.get("GPUTEL_KERNELS") != "reference"
 
 if TYPE_CHECKING:
+    from gputel._native.chunk_rows import ChunkRows
     from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._native.columns import Columns
     from gputel._native.minutes import minute_statistics
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gputel._native.ring import Ring
 elif NATIVE:
     try:
+        from gputel._native.chunk_rows import ChunkRows
         from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
         from gputel._native.columns import Columns
         from gputel._native.minutes import minute_statistics
@@ -43,6 +45,7 @@ elif NATIVE:
             "GPUTEL_KERNELS=reference to run on the slow readable ones"
         ) from error
 else:
+    from gputel._reference.chunk_rows import ChunkRows
     from gputel._reference.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._reference.columns import Columns
     from gputel._reference.minutes import minute_statistics
@@ -62,12 +65,14 @@ def nvml_sweeper(
 __all__ = [
     "NATIVE",
     "ChunkHeader",
+    "ChunkRows",
     "Columns",
     "CopyStream",
     "DecodedChunk",
     "FieldType",
     "MinuteStatistics",
     "Ring",
+    "RowBlock",
     "Sealed",
     "Sweeper",
     "WhenFull",

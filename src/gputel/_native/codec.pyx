@@ -48,31 +48,6 @@ cdef extern from "chunk.h" nogil:
         gputel_scratch *scratch, uint32_t set_id, const int64_t *time_ns,
         const int64_t *sequence, gputel_column *columns, size_t count, uint8_t *out)
 
-cdef extern from "chunk_read.h" nogil:
-    # Tags that are the numbers of _REFUSALS.
-    ctypedef int gputel_refusal
-    ctypedef struct gputel_cursor:
-        const uint8_t *data
-        size_t position
-        size_t end
-    ctypedef struct gputel_part:
-        int storage
-        const uint8_t *bitmap
-    ctypedef struct gputel_chunk:
-        int version
-        uint32_t set_id
-        size_t n
-        int64_t t0
-        int64_t t1
-        int64_t first
-        size_t count
-        uint32_t *ids
-        gputel_part *parts
-    gputel_refusal gputel_read_header(gputel_cursor *cursor, gputel_chunk *chunk)
-    gputel_refusal gputel_walk(gputel_cursor *cursor, gputel_chunk *chunk)
-    gputel_refusal gputel_read_columns(
-        gputel_cursor *cursor, const gputel_chunk *chunk, int64_t *rows)
-
 cnp.import_array()
 gputel_crc32c_init()
 
@@ -151,7 +126,7 @@ cdef bint _is_plain(
     ):
         return False
     for j in range(count):
-        storage = _storage(storages[j])
+        storage = storage_number(storages[j])
         number = metric_ids[j]
         if not last < number or storage < 0 or not _is_vector(columns[j], n, _TYPES[storage]):
             return False
@@ -181,7 +156,7 @@ cdef bint _is_bitmaps(cnp.ndarray array, Py_ssize_t rows, Py_ssize_t row_bytes):
     )
 
 
-cdef int _storage(Py_UCS4 code):
+cdef int storage_number(Py_UCS4 code):
     """The number of a storage; -1: unknown."""
     if code == u"q":
         return 2
@@ -211,7 +186,7 @@ cdef bytes _encode(
     cdef char *out
     for j in range(count):
         given[j].id = metric_ids[j]
-        given[j].storage = _storage(storages[j])
+        given[j].storage = storage_number(storages[j])
         given[j].values = cnp.PyArray_DATA(<cnp.ndarray?>columns[j])
         given[j].valid = bitmaps + <Py_ssize_t>j * cnp.PyArray_STRIDE(valid, 0)
     memory = <char *>PyMem_RawMalloc(rows_bytes + bases_bytes + gputel_chunk_bytes_max(n, count))
@@ -236,8 +211,8 @@ def read_chunk_header(payload):
     cdef gputel_chunk chunk
     cdef gputel_cursor cursor
     cdef bytes data = payload if isinstance(payload, bytes) else bytes(payload)
-    _open(data, &cursor, &chunk)
-    _check(gputel_read_header(&cursor, &chunk), &cursor)
+    open_chunk(data, &cursor, &chunk)
+    check_refusal(gputel_read_header(&cursor, &chunk), &cursor)
     return ChunkHeader(
         chunk.set_id, <Py_ssize_t>chunk.n, chunk.t0, chunk.t1, chunk.first, _ids(&chunk)
     )
@@ -253,17 +228,17 @@ def decode_chunk(payload):
     cdef cnp.ndarray rows
     cdef int64_t *numbers
     cdef bytes data = payload if isinstance(payload, bytes) else bytes(payload)
-    _open(data, &cursor, &chunk)
+    open_chunk(data, &cursor, &chunk)
     refusal = gputel_read_header(&cursor, &chunk)
     if refusal == 0:
         refusal = gputel_walk(&cursor, &chunk)
-    _check(refusal, &cursor)
+    check_refusal(refusal, &cursor)
     words = <cnp.npy_intp>((chunk.count + 2) * chunk.n)
     rows = cnp.PyArray_EMPTY(1, &words, cnp.NPY_INT64, 0)
     numbers = <int64_t *>cnp.PyArray_DATA(rows)
     with nogil:
         refusal = gputel_read_columns(&cursor, &chunk, numbers)
-    _check(refusal, &cursor)
+    check_refusal(refusal, &cursor)
     return _decoded(&chunk, rows, numbers)
 
 
@@ -319,7 +294,7 @@ cdef tuple _ids(const gputel_chunk *chunk):
     return tuple([chunk.ids[j] for j in range(chunk.count)])
 
 
-cdef int _open(bytes data, gputel_cursor *cursor, gputel_chunk *chunk) except -1:
+cdef int open_chunk(bytes data, gputel_cursor *cursor, gputel_chunk *chunk) except -1:
     """Set the cursor at the set id of a chunk that is whole. ChunkCorrupt."""
     cdef const uint8_t *first = <const uint8_t *>PyBytes_AS_STRING(data)
     cdef Py_ssize_t end = PyBytes_GET_SIZE(data) - GPUTEL_CRC_BYTES
@@ -343,7 +318,7 @@ cdef int _open(bytes data, gputel_cursor *cursor, gputel_chunk *chunk) except -1
     return 0
 
 
-cdef int _check(gputel_refusal refusal, const gputel_cursor *cursor) except -1:
+cdef int check_refusal(gputel_refusal refusal, const gputel_cursor *cursor) except -1:
     if refusal != 0:
         raise ChunkCorrupt(f"{_REFUSALS[refusal]}, at byte {cursor.position}")
     return 0

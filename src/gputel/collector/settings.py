@@ -21,9 +21,9 @@ class CollectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """
 
     #: Most frames that one database transaction takes.
-    batch_size: Positive = 100
+    batch_size: Positive = 400
     #: Most frames delivered to a sink worker and not yet acknowledged.
-    max_in_flight: Positive = 1000
+    max_in_flight: Positive = 2000
     #: An unacknowledged frame is delivered again after this time.
     ack_timeout_seconds: Seconds = 30
     #: Sink workers, each with its own share of the partitions.

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from gputel import limits, wire
 from gputel.batch import Batch
-from gputel.catalog import METRIC_SETS, SET_BY_ID
+from gputel.catalog import METRIC_SETS, SET_BY_ID, MetricSet
 from gputel.errors import ChunkCorrupt, FrameCorrupt
 from gputel.inventory import Event, Gpu, ProcessSample
+from gputel.kernels import ChunkRows, RowBlock
 from gputel.store import schema
 from gputel.store.chunks import Chunk
 from gputel.store.hot import Int64s
@@ -25,7 +26,6 @@ from gputel.store.times import DAY_NS, MINUTE_NS, span_problem
 _SHORT_MAX: Final = 64
 #: Kinds of GPUs by the metrics they lack, and the moments when they lack more.
 _KINDS_MAX: Final = 1024
-_ALL_IDS: Final = {s.id: frozenset(metric.id for metric in s.metrics) for s in METRIC_SETS}
 
 
 class Message(NamedTuple):
@@ -54,12 +54,21 @@ class Seen(NamedTuple):
         )
 
 
-class HotPiece(NamedTuple):
-    """Samples that become rows of a hot table."""
+class HotBlock(NamedTuple):
+    """Samples that become rows of a hot table: `counts` of each of `identities`, in turn.
 
-    identity: Identity
-    batch: Batch
-    seen: Seen
+    A GPU may occur several times, once for each of its chunks.
+    """
+
+    metric_set: MetricSet
+    identities: tuple[Identity, ...]
+    counts: tuple[int, ...]
+    rows: RowBlock
+
+    @property
+    def cells(self) -> int:
+        """Cells decoded, valid or not."""
+        return len(self.rows.time_ns) * len(self.rows.columns)
 
 
 class ChunkPiece(NamedTuple):
@@ -77,7 +86,7 @@ class Content:
     message: Message
     node: str
     sealed_at_ns: int
-    hot: tuple[HotPiece, ...]
+    hot: tuple[HotBlock, ...]
     chunks: tuple[ChunkPiece, ...]
     seen: dict[Identity, Seen]
     inventory: tuple[Gpu, ...]
@@ -108,39 +117,99 @@ def read_message(message: Message, now_ns: int) -> Content | Poison:
         return Poison(message, f"{type(error).__name__}: {error}")
 
 
+class _SmallChunks:
+    """The rows of a frame's small chunks, a block for each metric set.
+
+    PERF(frames): with a sample a chunk, arrays of each chunk's own were half of what storing it
+    cost; they are made for a frame at a time.
+    """
+
+    def __init__(self) -> None:
+        self._sets: dict[int, tuple[ChunkRows, list[Identity], list[int]]] = {}
+        self._set_id = METRIC_SETS[0].id  # of the last chunk: the next is likely of the same
+        self.cells = 0
+
+    def take(self, identity: Identity, payload: bytes) -> Seen | None:
+        """Take a chunk's rows, if it is small and nothing about it is unusual. ChunkCorrupt."""
+        found = self._sets.get(self._set_id)
+        taken = found[0].take(payload) if found else None
+        if taken is None:
+            self._set_id = wire.read_chunk_header(payload).set_id
+            if self._set_id not in SET_BY_ID:
+                return None
+            if self._set_id not in self._sets:
+                self._sets[self._set_id] = (wire.chunk_rows(SET_BY_ID[self._set_id]), [], [])
+            taken = self._sets[self._set_id][0].take(payload)
+            if taken is None:
+                return None
+        _, identities, counts = self._sets[self._set_id]
+        samples, first_ns, last_ns, columns = taken
+        identities.append(identity)
+        counts.append(samples)
+        self.cells += samples * len(SET_BY_ID[self._set_id].metrics)
+        return Seen(first_ns, last_ns, _ids_of(self._set_id, columns))
+
+    def blocks(self) -> list[HotBlock]:
+        """What was taken."""
+        return [
+            HotBlock(SET_BY_ID[set_id], tuple(identities), tuple(counts), rows.block())
+            for set_id, (rows, identities, counts) in self._sets.items()
+            if counts
+        ]
+
+
 def _content(message: Message, frame: wire.Frame, now_ns: int) -> Content:
-    hot: list[HotPiece] = []
+    small = _SmallChunks()
+    hot: list[HotBlock] = []
     chunks: list[ChunkPiece] = []
+    seen: dict[Identity, Seen] = {}
     cells = 0
     for gpu in frame.gpus:
         identity = (gpu.uuid, frame.node)
         for payload in gpu.chunks:
-            batch = wire.decode_chunk(payload)
-            cells += len(batch) * len(batch.columns)
-            if cells > limits.FRAME_CELLS_MAX:
+            of_chunk = small.take(identity, payload)
+            if of_chunk is None:
+                piece, of_chunk = _large(message.epoch, identity, payload, now_ns)
+                if isinstance(piece, ChunkPiece):
+                    chunks.append(piece)
+                    cells += piece.chunk.samples * len(piece.chunk.metric_set.metrics)
+                else:
+                    hot.append(piece)
+                    cells += piece.cells
+            _check_times(of_chunk.first_ns, of_chunk.last_ns, now_ns)
+            if cells + small.cells > limits.FRAME_CELLS_MAX:
                 raise FrameCorrupt(f"more than {limits.FRAME_CELLS_MAX} values when decoded")
-            first_ns, last_ns = _extremes(batch.time_ns)
-            _check_times(first_ns, last_ns, now_ns)
-            # A chunk of more than a day would have to be looked for in too many places.
-            if len(batch) < limits.CHUNK_DIRECT_SAMPLES_MIN or last_ns - first_ns >= DAY_NS:
-                seen = Seen(first_ns, last_ns, _metric_ids(batch))
-                hot.append(HotPiece(identity, batch, seen))
-            else:
-                chunk = Chunk.of(message.epoch, batch, first_ns, last_ns, payload)
-                seen = Seen(first_ns, last_ns, _ids_at(batch.metric_set.id, chunk.minutes.columns))
-                chunks.append(ChunkPiece(identity, chunk, seen))
+            before = seen.get(identity)
+            seen[identity] = before.joined(of_chunk) if before else of_chunk
     return Content(
         message,
         frame.node,
         frame.sealed_at_ns,
-        tuple(hot),
+        (*hot, *small.blocks()),
         tuple(chunks),
-        _seen(frame, (*hot, *chunks), now_ns),
+        _with_others(seen, frame, now_ns),
         frame.inventory,
         frame.events,
         frame.processes,
-        cells,
+        cells + small.cells,
     )
+
+
+def _large(
+    epoch: int, identity: Identity, payload: bytes, now_ns: int
+) -> tuple[HotBlock | ChunkPiece, Seen]:
+    """What becomes of a chunk that is not small, or unusual."""
+    batch = wire.decode_chunk(payload)
+    first_ns, last_ns = _extremes(batch.time_ns)
+    _check_times(first_ns, last_ns, now_ns)
+    # A chunk of more than a day would have to be looked for in too many places.
+    if len(batch) < limits.CHUNK_DIRECT_SAMPLES_MIN or last_ns - first_ns >= DAY_NS:
+        rows = RowBlock(batch.time_ns, batch.sequence, batch.columns, batch.valid)
+        block = HotBlock(batch.metric_set, (identity,), (len(batch),), rows)
+        return block, Seen(first_ns, last_ns, _metric_ids(batch))
+    chunk = Chunk.of(epoch, batch, first_ns, last_ns, payload)
+    seen = Seen(first_ns, last_ns, _ids_at(batch.metric_set.id, chunk.minutes.columns))
+    return ChunkPiece(identity, chunk, seen), seen
 
 
 def _extremes(time_ns: Int64s) -> tuple[int, int]:
@@ -158,9 +227,6 @@ def _check_times(first_ns: int, last_ns: int, now_ns: int) -> None:
 
 def _metric_ids(batch: Batch) -> frozenset[int]:
     """The metrics that have a value."""
-    # PERF(frames): a GPU that lacks nothing is recognised by a search for a zero byte.
-    if 0 not in batch.valid.tobytes():
-        return _ALL_IDS[batch.metric_set.id]
     return _ids_at(batch.metric_set.id, tuple(np.flatnonzero(batch.valid.any(axis=1)).tolist()))
 
 
@@ -170,25 +236,27 @@ def _ids_at(set_id: int, columns: tuple[int, ...]) -> frozenset[int]:
     return frozenset(metrics[j].id for j in columns)
 
 
-def _seen(
-    frame: wire.Frame, pieces: Iterable[HotPiece | ChunkPiece], now_ns: int
+@functools.lru_cache(maxsize=_KINDS_MAX)
+def _ids_of(set_id: int, bits: int) -> frozenset[int]:
+    return _ids_at(set_id, tuple(j for j in range(bits.bit_length()) if bits >> j & 1))
+
+
+def _with_others(
+    seen: dict[Identity, Seen], frame: wire.Frame, now_ns: int
 ) -> dict[Identity, Seen]:
-    found: dict[Identity, Seen] = {}
-    for identity, _, seen in pieces:
-        before = found.get(identity)
-        found[identity] = before.joined(seen) if before else seen
+    """`seen` with the GPUs that only processes or the inventory name."""
+    for sample in frame.processes:
+        identity = (sample.gpu_uuid, frame.node)
+        of_sample = Seen(sample.time_ns, sample.time_ns)
+        before = seen.get(identity)
+        seen[identity] = before.joined(of_sample) if before else of_sample
     # A GPU that only the inventory names was seen when the frame was sealed.
     sealed_ns = frame.sealed_at_ns
     if span_problem(sealed_ns, sealed_ns, now_ns) is not None:
         sealed_ns = now_ns
-    for sample in frame.processes:
-        identity = (sample.gpu_uuid, frame.node)
-        seen = Seen(sample.time_ns, sample.time_ns)
-        before = found.get(identity)
-        found[identity] = before.joined(seen) if before else seen
     for gpu in frame.inventory:
-        found.setdefault((gpu.uuid, frame.node), Seen(sealed_ns, sealed_ns))
-    return found
+        seen.setdefault((gpu.uuid, frame.node), Seen(sealed_ns, sealed_ns))
+    return seen
 
 
 def sightings(contents: Sequence[Content]) -> list[Sighting]:
@@ -214,9 +282,9 @@ def needed_partitions(contents: Sequence[Content]) -> dict[str, list[npt.NDArray
     """
     minutes: dict[str, set[int]] = {}
     for content in contents:
-        for piece in content.hot:
-            table = schema.hot_table(piece.batch.metric_set)
-            minutes.setdefault(table, set()).update(_minutes(piece))
+        for block in content.hot:
+            table = schema.hot_table(block.metric_set)
+            minutes.setdefault(table, set()).update(_minutes(block.rows.time_ns))
         for _, chunk, seen in content.chunks:
             minutes.setdefault("sample_chunk", set()).add(seen.first_ns // MINUTE_NS)
             of_chunk = (chunk.minutes.minute_ns // MINUTE_NS).tolist()
@@ -230,9 +298,9 @@ def needed_partitions(contents: Sequence[Content]) -> dict[str, list[npt.NDArray
     }
 
 
-def _minutes(piece: HotPiece) -> Iterable[int]:
-    first_ns, last_ns, _ = piece.seen
+def _minutes(time_ns: Int64s) -> Iterable[int]:
+    first_ns, last_ns = _extremes(time_ns)
     if last_ns - first_ns < MINUTE_NS:
         return first_ns // MINUTE_NS, last_ns // MINUTE_NS
-    found: list[int] = np.unique(piece.batch.time_ns // MINUTE_NS).tolist()
+    found: list[int] = np.unique(time_ns // MINUTE_NS).tolist()
     return found

@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from gputel.batch import DTYPES, Batch
 from gputel.catalog import METRIC_SETS, Metric, MetricSet, Storage
 from gputel.clock import NS_PER_US
-from gputel.kernels import CopyStream, FieldType
+from gputel.kernels import CopyStream, FieldType, RowBlock
 from gputel.store import schema
 from gputel.store.copying import copy_in
 
@@ -65,6 +65,14 @@ _READ_TYPES: Final = {
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.generic]
+
+
+class Piece(NamedTuple):
+    """n rows to be written: of one GPU, or with the GPU of each, int64[n]."""
+
+    gpu_id: int | Int64s
+    epoch: int
+    rows: RowBlock | Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +143,19 @@ def layout(metric_set: MetricSet) -> tuple[tuple[str, ...], tuple[FieldType, ...
 async def write(
     connection: Connection,
     metric_set: MetricSet,
-    pieces: Sequence[tuple[int, int, Batch]],
+    pieces: Sequence[Piece],
     *,
     skip_present: bool = False,
 ) -> int:
-    """COPY the batches of (gpu_id, epoch, batch) in one stream; returns how many rows are new.
+    """COPY the pieces in one stream; returns how many rows are new.
 
     `skip_present`: rows that the table holds already are left out, instead of failing.
     """
     names, types = layout(metric_set)
     stream = CopyStream(types)
-    for gpu_id, epoch, batch in pieces:
-        values: tuple[Any, ...] = (gpu_id, batch.time_ns, epoch, batch.sequence, *batch.columns)
-        stream.append(len(batch), values, batch.valid)
+    for gpu_id, epoch, rows in pieces:
+        values: tuple[Any, ...] = (gpu_id, rows.time_ns, epoch, rows.sequence, *rows.columns)
+        stream.append(len(rows.time_ns), values, rows.valid)
     return await copy_in(
         connection, schema.hot_table(metric_set), names, stream, skip_present=skip_present
     )

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
+import numpy as np
 
-from gputel.batch import Batch
 from gputel.catalog import MetricSet
 from gputel.clock import SYSTEM_CLOCK, Clock
 from gputel.limits import FRAME_CELLS_MAX, MIB
@@ -283,16 +283,17 @@ async def _write_samples(
 ) -> Committed:
     """One COPY a table."""
     done = Committed()
-    batches: dict[MetricSet, list[tuple[int, int, Batch]]] = {}
+    blocks: dict[MetricSet, list[hot.Piece]] = {}
     kept: list[tuple[int, Chunk]] = []
     for content in contents:
-        for identity, batch, _ in content.hot:
-            rows = batches.setdefault(batch.metric_set, [])
-            rows.append((ids[identity], content.message.epoch, batch))
+        for block in content.hot:
+            gpu_ids = np.array([ids[identity] for identity in block.identities], np.int64)
+            piece = hot.Piece(np.repeat(gpu_ids, block.counts), content.message.epoch, block.rows)
+            blocks.setdefault(block.metric_set, []).append(piece)
         kept += [(ids[identity], chunk) for identity, chunk, _ in content.chunks]
-    for metric_set, rows in batches.items():
-        offered = sum(len(batch) for _, _, batch in rows)
-        new = await hot.write(session, metric_set, rows, skip_present=skip_present)
+    for metric_set, pieces in blocks.items():
+        offered = sum(len(piece.rows.time_ns) for piece in pieces)
+        new = await hot.write(session, metric_set, pieces, skip_present=skip_present)
         done.rows += new
         done.repeated_rows += offered - new
     if kept:

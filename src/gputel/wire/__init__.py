@@ -1,7 +1,7 @@
 """What travels: chunks of samples (docs/reference/chunk-format.md) in frames (frame.md)."""
 
 from gputel.kernels import ChunkHeader, read_chunk_header
-from gputel.wire.chunk import decode_chunk, encode_batch
+from gputel.wire.chunk import chunk_rows, decode_chunk, encode_batch
 from gputel.wire.frame import (
     I64_MAX,
     PERCENT_MAX,
@@ -19,6 +19,7 @@ __all__ = [
     "ChunkHeader",
     "Frame",
     "GpuChunks",
+    "chunk_rows",
     "decode_chunk",
     "decode_frame",
     "encode_batch",

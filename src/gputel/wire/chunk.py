@@ -50,6 +50,12 @@ def encode_batch(batch: Batch) -> bytes:
     return payload
 
 
+def chunk_rows(metric_set: MetricSet) -> kernels.ChunkRows:
+    """An empty block for the rows of small chunks of `metric_set`."""
+    layout = _LAYOUTS[metric_set.id]
+    return kernels.ChunkRows(metric_set.id, layout.ids, layout.storages)
+
+
 def decode_chunk(payload: bytes | memoryview) -> Batch:
     """The batch of a chunk.
 
