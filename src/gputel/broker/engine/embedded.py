@@ -24,7 +24,8 @@ from gputel import limits
 from gputel.broker.engine import NoRoom
 from gputel.broker.engine.commit import Committer, Writer
 from gputel.broker.engine.disk import Disk
-from gputel.broker.engine.partition import Backlog, Partition, Tail
+from gputel.broker.engine.memory import Backlog, Tail
+from gputel.broker.engine.partition import Partition
 from gputel.broker.engine.recovery import Recovered, recover
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import SYSTEM_CLOCK, Clock
