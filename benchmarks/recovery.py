@@ -31,7 +31,8 @@ TOPIC: Final = "log"
 PARTITIONS: Final = 4
 BLOCK_MESSAGES: Final = 64
 TORN_BYTES: Final = 7
-TAIL_BYTES: Final = 60 * limits.MIB  # of each partition's last segment
+#: Written for real in each partition: more than a segment, so that the last one is.
+TAIL_BYTES: Final = 2 * limits.SEGMENT_BYTES_DEFAULT - 8 * limits.MIB
 ZEROS: Final = bytes(limits.FRAME_BYTES_TARGET)
 SETTINGS: Final = BrokerSettings(partitions=PARTITIONS, retention_bytes=1 << 50)
 
@@ -72,14 +73,10 @@ async def write_log(data_dir: Path, size_bytes: int, tail: bytes) -> int:
     for _ in range((size_bytes // PARTITIONS - TAIL_BYTES) // of_block):
         sequence = await fill(topic, engine, sequence, [ZEROS] * BLOCK_MESSAGES)
     await engine.stop()
-    for path in (data_dir / "topics" / TOPIC).iterdir():
-        if path.is_dir():  # a new segment for what is written for real
-            last = max(path.glob("*.log"))
-            os.truncate(last, last.stat().st_size)
     engine = EmbeddedEngine(SETTINGS, data_dir)
     await engine.start()
     topic = await engine.open_topic(TOPIC)
-    for _ in range(2 * TAIL_BYTES // of_block):
+    for _ in range(TAIL_BYTES // of_block):
         sequence = await fill(topic, engine, sequence, [tail] * BLOCK_MESSAGES)
     await engine.stop()
     return sequence
@@ -103,7 +100,7 @@ def tear_and_drop(data_dir: Path) -> int:
 
 
 async def check(client: BrokerClient, messages: int, tail: bytes) -> bool:
-    """Whether all is there but the torn record, readable at both ends, and repeats are known."""
+    """Whether all is there but the torn record, sound, and readable at both ends."""
     [topic] = await client.topics()
     ends = [of.next_offset for of in topic.partitions]
     if ends != [messages - 1] + [messages] * (PARTITIONS - 1):
