@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import report
 from benchmarks.brokers import DEADLINE_S, connected, running_broker, verify
 from gputel import limits
-from gputel.broker import BrokerClient, Consumer, StartAt
+from gputel.broker import BrokerClient, StartAt
 
 TOPIC = "frames"
 PRODUCERS = 8
@@ -54,27 +54,28 @@ async def from_disk(directory: Path, size_mib: int, rounds: int) -> tuple[list[f
 
 
 async def frames_per_s(client: BrokerClient, seconds: float) -> float:
-    """How many frames one producer gets acknowledged while an observer reads them."""
+    """How many frames a second get from one producer through the broker to an observer."""
     publisher = await client.publisher("most", "p", 1, pending_bytes=8 * limits.MIB)
-    body = bytes(limits.FRAME_BYTES_TARGET)
     consumer = client.consumer("most", start_at=StartAt.EARLIEST)
-    async with asyncio.timeout(DEADLINE_S), consumer:
-        reading = asyncio.create_task(_drain(consumer))
-        started, sequence = time.perf_counter(), 0
+    body = bytes(limits.FRAME_BYTES_TARGET)
+    sent = 0
+
+    async def produce() -> None:
+        nonlocal sent
         while time.perf_counter() - started < seconds:
-            sequence += 1
-            await publisher.publish(sequence, "k", body)
-        assert await publisher.flush(DEADLINE_S), "the broker acknowledges nothing"
+            sent += 1
+            await publisher.publish(sent, "k", body)
+
+    async with asyncio.timeout(DEADLINE_S), consumer:
+        started = time.perf_counter()
+        producing = asyncio.create_task(produce())
+        got = 0
+        while not producing.done() or got < sent:
+            got = (await anext(consumer)).sequence
         elapsed = time.perf_counter() - started
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        await producing
     await publisher.close()
-    return sequence / elapsed
-
-
-async def _drain(consumer: Consumer) -> None:
-    async for _ in consumer:
-        pass
+    return got / elapsed
 
 
 async def at_tail(
@@ -106,6 +107,25 @@ async def at_tail(
     return latencies, correct
 
 
+def fsync_p99_ms(directory: Path, rate: float, seconds: float) -> float:
+    """The same latency of a bare append + fdatasync of `rate` frames a second."""
+    frame = os.urandom(limits.FRAME_BYTES_TARGET)
+    latencies: list[float] = []
+    fd = os.open(directory / "loop", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        started = time.perf_counter()
+        for number in range(round(rate * seconds)):
+            due = started + number / rate
+            time.sleep(max(due - time.perf_counter(), 0))
+            os.write(fd, frame)
+            os.fdatasync(fd)
+            latencies.append(time.perf_counter() - due)
+    finally:
+        os.close(fd)
+        (directory / "loop").unlink()
+    return float(np.percentile(np.array(latencies) * 1000, 99))
+
+
 async def measure(size_mib: int, rounds: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="gputel-consume-") as name:
         directory = Path(name)
@@ -116,7 +136,9 @@ async def measure(size_mib: int, rounds: int, seconds: float) -> None:
             tails, rights = [], True
             for number in range(rounds):
                 latencies, right = await at_tail(client, f"tail{number}", rate, seconds)
-                tails.append(np.percentile(np.array(latencies) * 1000, (99, 50)).tolist())
+                p99, p50 = np.percentile(np.array(latencies) * 1000, (99, 50)).tolist()
+                loop_ms = await asyncio.to_thread(fsync_p99_ms, directory, rate, seconds)
+                tails.append((p99, p50, loop_ms))
                 rights = rights and right
     report.emit(
         "consume.tail_p99_ms",
@@ -124,7 +146,9 @@ async def measure(size_mib: int, rounds: int, seconds: float) -> None:
         "ms",
         rights,
         p50_ms=min(tails)[1],
+        fsync_loop_p99_ms=min(tails)[2],
         worst=max(tails)[0],
+        worst_fsync_loop=max(tails)[2],
         mb_per_s=rate * limits.FRAME_BYTES_TARGET / 1e6,
     )
 

@@ -31,8 +31,8 @@ TOPIC: Final = "log"
 PARTITIONS: Final = 4
 BLOCK_MESSAGES: Final = 64
 TORN_BYTES: Final = 7
-#: Written for real in each partition: more than a segment, so that the last one is.
-TAIL_BYTES: Final = 2 * limits.SEGMENT_BYTES_DEFAULT - 8 * limits.MIB
+#: Of each partition's last segment; what is on its way beyond it still fits the segment.
+TAIL_BYTES: Final = limits.SEGMENT_BYTES_DEFAULT * 3 // 4
 ZEROS: Final = bytes(limits.FRAME_BYTES_TARGET)
 SETTINGS: Final = BrokerSettings(partitions=PARTITIONS, retention_bytes=1 << 50)
 
@@ -70,13 +70,17 @@ async def write_log(data_dir: Path, size_bytes: int, tail: bytes) -> int:
     engine = EmbeddedEngine(SETTINGS, data_dir, disk=SparseDisk())
     await engine.start()
     topic = await engine.open_topic(TOPIC)
-    for _ in range((size_bytes // PARTITIONS - TAIL_BYTES) // of_block):
+    for _ in range(size_bytes // PARTITIONS // of_block):
         sequence = await fill(topic, engine, sequence, [ZEROS] * BLOCK_MESSAGES)
     await engine.stop()
     engine = EmbeddedEngine(SETTINGS, data_dir)
     await engine.start()
     topic = await engine.open_topic(TOPIC)
-    for _ in range(TAIL_BYTES // of_block):
+    holes = [len(of.segments_held) for of in topic.partitions]
+    while not all(
+        len(of.segments_held) > count and of.segments_held[-1].size_bytes >= TAIL_BYTES
+        for of, count in zip(topic.partitions, holes, strict=True)
+    ):
         sequence = await fill(topic, engine, sequence, [tail] * BLOCK_MESSAGES)
     await engine.stop()
     return sequence
