@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 
@@ -23,15 +24,16 @@ import errno, os, sys
 from gputel.broker.engine.disk import Disk
 from gputel.cli import main
 
+broken, config = sys.argv[1:]
 really_sync = Disk.sync
 
 def sync(self, fd):
-    if os.path.exists(sys.argv[1]):
+    if os.path.exists(broken):
         raise OSError(errno.EIO, "injected")
     really_sync(self, fd)
 
 Disk.sync = sync
-sys.argv = ["gputel", "broker", "--config", sys.argv[2], "--log-format", "text"]
+sys.argv = ["gputel", "broker", "--config", config, "--log-format", "text"]
 main()
 """
 UNAVAILABLE = 7
@@ -85,15 +87,13 @@ async def test_a_broker_ends_when_its_disk_is_well_again_and_its_successor_is_wh
     broken, config = tmp_path / "broken", tmp_path / "gputel.json"
     loopback = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "partitions": 1}
     config.write_text(json.dumps({"data_dir": str(tmp_path / "data"), "broker": loopback}))
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(60):
         async with broker(broken, config) as (process, address):
             async with publishing(address) as (call, _):
                 assert await send(call, 1) == 1
                 broken.touch()
-                try:
+                with pytest.raises(grpc.aio.AioRpcError, match="injected while writing"):
                     await send(call, 2)
-                except grpc.aio.AioRpcError as error:
-                    assert error.code() is grpc.StatusCode.UNAVAILABLE
                 assert await call.code() is grpc.StatusCode.UNAVAILABLE
             os.unlink(broken)
             _, errors = await process.communicate()
