@@ -64,7 +64,7 @@ async def broker(
 @asynccontextmanager
 async def publishing(address: str) -> AsyncIterator[Any]:
     async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.stream_stream(
+        call: Any = channel.stream_stream(
             "/gputel.mq.v1.Broker/Publish",
             request_serializer=mq.PublishRequest.SerializeToString,
             response_deserializer=mq.PublishResponse.FromString,
