@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
+import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import uvloop
 
 from gputel import limits
 from gputel.broker import BrokerClient, BrokerSettings, StartAt, connect
@@ -17,27 +23,62 @@ DEADLINE_S = 60.0
 
 
 async def serve(data_dir: Path) -> None:
-    """Run a broker on a free port, which is printed, until stdin ends."""
+    """Run a broker on a free port, which is printed, until stdin ends.
+
+    A line on stdin is answered with a line of JSON: the samples of /metrics.
+    """
     telemetry = Telemetry("broker")
     settings = BrokerSettings(listen="127.0.0.1:0")
     server = BrokerServer(settings, data_dir, telemetry, Health("broker"))
     await server.start()
     print(server.address, flush=True)
-    await asyncio.to_thread(sys.stdin.read)
+    while await asyncio.to_thread(sys.stdin.readline):
+        lines = telemetry.exposition()[0].decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        print(json.dumps({name: float(value) for name, value in pairs}), flush=True)
     await server.stop()
     telemetry.close()
+
+
+@dataclass(frozen=True)
+class BrokerProcess:
+    """A broker that runs in a process of its own."""
+
+    address: str
+    pid: int
+    process: asyncio.subprocess.Process
+
+    async def samples(self) -> dict[str, float]:
+        """The samples of its /metrics, by name with labels."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(b"\n")
+        async with asyncio.timeout(DEADLINE_S):
+            line = await self.process.stdout.readline()
+        samples: dict[str, float] = json.loads(line)
+        return samples
+
+    def rss_mb(self) -> float:
+        """Its resident memory."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+    def cpu_s(self) -> float:
+        """The CPU time it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @asynccontextmanager
 async def running_broker(data_dir: Path) -> AsyncIterator[str]:
     """The address of a broker that runs while the context does."""
-    async with running_broker_process(data_dir) as (address, _):
-        yield address
+    async with running_broker_process(data_dir) as running:
+        yield running.address
 
 
 @asynccontextmanager
-async def running_broker_process(data_dir: Path) -> AsyncIterator[tuple[str, int]]:
-    """(address, process id) of a broker that runs while the context does."""
+async def running_broker_process(data_dir: Path) -> AsyncIterator[BrokerProcess]:
+    """A broker that runs while the context does."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -45,6 +86,7 @@ async def running_broker_process(data_dir: Path) -> AsyncIterator[tuple[str, int
         str(data_dir / "broker"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        limit=limits.MIB,
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -53,7 +95,7 @@ async def running_broker_process(data_dir: Path) -> AsyncIterator[tuple[str, int
             address = (await process.stdout.readline()).decode().strip()
         if not address:
             raise RuntimeError("the broker did not start")
-        yield address, process.pid
+        yield BrokerProcess(address, process.pid, process)
     finally:
         process.stdin.close()
         await process.wait()
@@ -99,4 +141,6 @@ async def verify(
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    gc.freeze()  # as every service does
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(Path(sys.argv[1])))

@@ -1,9 +1,11 @@
-"""Consume from disk: an observer reads a log that a broker found when it started.
+"""Consume from disk, and at the tail: an observer reads what a broker found, or what comes in.
 
-    python -m benchmarks.consume [--json] [--mib 256]
+    python -m benchmarks.consume [--json] [--mib 256] [--rounds 3] [--seconds 5]
 
-The broker that wrote the log is stopped first, so that nothing is read from its memory;
-the page cache may be warm. Every message is compared.
+From disk: the broker that wrote the log is stopped first, so that nothing is read from its memory;
+the page cache may be warm. At the tail: frames are published at half of the rate that was
+possible right before; latency is from when a frame was due to when its consumer has it, fsync
+included. Every message is compared.
 """
 
 from __future__ import annotations
@@ -15,42 +17,150 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import report
 from benchmarks.brokers import DEADLINE_S, connected, running_broker, verify
 from gputel import limits
+from gputel.broker import BrokerClient, StartAt
 
 TOPIC = "frames"
 PRODUCERS = 8
 
 
-async def measure(size_mib: int) -> None:
+async def from_disk(directory: Path, size_mib: int, rounds: int) -> tuple[list[float], bool]:
+    """Bytes per second of each round, each with a broker of its own."""
     count = size_mib * limits.MIB // limits.FRAME_BYTES_TARGET // PRODUCERS
     expected = {f"p{number}": count for number in range(PRODUCERS)}
     body = os.urandom(limits.FRAME_BYTES_TARGET - 8)
-    with tempfile.TemporaryDirectory(prefix="gputel-consume-") as name:
-        directory = Path(name)
-        async with running_broker(directory) as address, connected(address) as client:
-            for number in range(PRODUCERS):
-                publisher = await client.publisher(TOPIC, f"p{number}", 1)
-                for sequence in range(1, count + 1):
-                    payload = sequence.to_bytes(8, "big") + body
-                    await publisher.publish(sequence, f"k{number}", payload)
-                assert await publisher.flush(DEADLINE_S), "the broker acknowledges nothing"
-                await publisher.close()
+    async with running_broker(directory) as address, connected(address) as client:
+        for number in range(PRODUCERS):
+            publisher = await client.publisher(TOPIC, f"p{number}", 1)
+            for sequence in range(1, count + 1):
+                payload = sequence.to_bytes(8, "big") + body
+                await publisher.publish(sequence, f"k{number}", payload)
+            assert await publisher.flush(DEADLINE_S), "the broker acknowledges nothing"
+            await publisher.close()
+    found: list[float] = []
+    correct = True
+    for _ in range(rounds):
         async with running_broker(directory) as address, connected(address) as client:
             await client.topics()  # connected before the clock starts
             started = time.perf_counter()
-            correct = await verify(client, TOPIC, expected, body)
+            correct = await verify(client, TOPIC, expected, body) and correct
             elapsed = time.perf_counter() - started
-    size_bytes = PRODUCERS * count * limits.FRAME_BYTES_TARGET
-    report.emit("consume.mb_per_s", size_bytes / elapsed / 1e6, "MB/s", correct)
+        found.append(PRODUCERS * count * limits.FRAME_BYTES_TARGET / elapsed)
+    return found, correct
+
+
+async def frames_per_s(client: BrokerClient, seconds: float) -> float:
+    """How many frames a second get from one producer through the broker to an observer."""
+    publisher = await client.publisher("most", "p", 1, pending_bytes=8 * limits.MIB)
+    consumer = client.consumer("most", start_at=StartAt.EARLIEST)
+    body = bytes(limits.FRAME_BYTES_TARGET)
+    sent = 0
+
+    async def produce() -> None:
+        nonlocal sent
+        while time.perf_counter() - started < seconds:
+            sent += 1
+            await publisher.publish(sent, "k", body)
+
+    async with asyncio.timeout(DEADLINE_S), consumer:
+        started = time.perf_counter()
+        producing = asyncio.create_task(produce())
+        got = 0
+        while not producing.done() or got < sent:
+            got = (await anext(consumer)).sequence
+        elapsed = time.perf_counter() - started
+        await producing
+    await publisher.close()
+    return got / elapsed
+
+
+async def at_tail(
+    client: BrokerClient, topic: str, rate: float, seconds: float
+) -> tuple[list[float], bool]:
+    """Latencies in seconds of `rate` frames a second; whether each came once, in order."""
+    body = os.urandom(limits.FRAME_BYTES_TARGET - 8)
+    publisher = await client.publisher(topic, "p", 1)
+    consumer = client.consumer(topic, start_at=StartAt.EARLIEST)
+    count = round(rate * seconds)
+    latencies: list[float] = []
+    async with asyncio.timeout(DEADLINE_S), consumer:
+        await publisher.publish(1, "k", (1).to_bytes(8, "big") + body)
+        correct = (await anext(consumer)).sequence == 1  # both are connected
+        started = time.perf_counter()
+
+        async def produce() -> None:
+            for sequence in range(2, count + 2):
+                await asyncio.sleep(started + (sequence - 1) / rate - time.perf_counter())
+                await publisher.publish(sequence, "k", sequence.to_bytes(8, "big") + body)
+
+        producing = asyncio.create_task(produce())
+        for sequence in range(2, count + 2):
+            delivery = await anext(consumer)
+            latencies.append(time.perf_counter() - started - (sequence - 1) / rate)
+            correct = correct and delivery.payload == sequence.to_bytes(8, "big") + body
+        await producing
+    await publisher.close()
+    return latencies, correct
+
+
+def fsync_p99_ms(directory: Path, rate: float, seconds: float) -> float:
+    """The same latency of a bare append + fdatasync of `rate` frames a second."""
+    frame = os.urandom(limits.FRAME_BYTES_TARGET)
+    latencies: list[float] = []
+    fd = os.open(directory / "loop", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        started = time.perf_counter()
+        for number in range(round(rate * seconds)):
+            due = started + number / rate
+            time.sleep(max(due - time.perf_counter(), 0))
+            os.write(fd, frame)
+            os.fdatasync(fd)
+            latencies.append(time.perf_counter() - due)
+    finally:
+        os.close(fd)
+        (directory / "loop").unlink()
+    return float(np.percentile(np.array(latencies) * 1000, 99))
+
+
+async def measure(size_mib: int, rounds: int, seconds: float) -> None:
+    with tempfile.TemporaryDirectory(prefix="gputel-consume-") as name:
+        directory = Path(name)
+        rates, correct = await from_disk(directory, size_mib, rounds)
+        report.emit("consume.mb_per_s", max(rates) / 1e6, "MB/s", correct, worst=min(rates) / 1e6)
+        async with running_broker(directory) as address, connected(address) as client:
+            rate = await frames_per_s(client, seconds) / 2
+            tails, rights = [], True
+            for number in range(rounds):
+                latencies, right = await at_tail(client, f"tail{number}", rate, seconds)
+                p99, p50 = np.percentile(np.array(latencies) * 1000, (99, 50)).tolist()
+                loop_ms = await asyncio.to_thread(fsync_p99_ms, directory, rate, seconds)
+                tails.append((p99, p50, loop_ms))
+                rights = rights and right
+    report.emit(
+        "consume.tail_p99_ms",
+        min(tails)[0],
+        "ms",
+        rights,
+        p50_ms=min(tails)[1],
+        fsync_loop_p99_ms=min(tails)[2],
+        worst=max(tails)[0],
+        worst_fsync_loop=max(tails)[2],
+        mb_per_s=rate * limits.FRAME_BYTES_TARGET / 1e6,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--mib", type=int, default=256, help="size of the log")
+    parser.add_argument("--rounds", type=int, default=3, help="the best of so many counts")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each round at the tail")
     report.add_arguments(parser)
-    asyncio.run(measure(parser.parse_args().mib))
+    arguments = parser.parse_args()
+    asyncio.run(measure(arguments.mib, arguments.rounds, arguments.seconds))
 
 
 if __name__ == "__main__":

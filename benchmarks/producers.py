@@ -23,8 +23,7 @@ import grpc.aio
 import numpy as np
 
 from benchmarks import report
-from benchmarks.brokers import connected, running_broker_process
-from benchmarks.processes import Process
+from benchmarks.brokers import BrokerProcess, connected, running_broker_process
 from gputel import broker
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
@@ -70,21 +69,19 @@ async def produce(call: Any, number: int, producers: int, messages: int) -> list
     return latencies
 
 
-async def many(
-    address: str, process: Process, producers: int, seconds: int
-) -> tuple[list[float], float]:
+async def many(running: BrokerProcess, producers: int, seconds: int) -> tuple[list[float], float]:
     """(latencies, share of a core that the broker used)."""
     async with AsyncExitStack() as stack:
         calls = []
         for number in range(producers):
             if number % STREAMS_A_CONNECTION == 0:
-                channel = await stack.enter_async_context(transport.open_channel(address))
+                channel = await stack.enter_async_context(transport.open_channel(running.address))
             calls.append(await stack.enter_async_context(opened(channel, f"p{number}")))
-        began, cpu_s = time.perf_counter(), process.cpu_s()
+        began, cpu_s = time.perf_counter(), running.cpu_s()
         found = await asyncio.gather(
             *(produce(call, number, producers, seconds) for number, call in enumerate(calls))
         )
-        share = (process.cpu_s() - cpu_s) / (time.perf_counter() - began)
+        share = (running.cpu_s() - cpu_s) / (time.perf_counter() - began)
     return [latency for latencies in found for latency in latencies], share
 
 
@@ -124,22 +121,43 @@ async def stored(client: broker.BrokerClient, producers: int) -> dict[str, int]:
     return found
 
 
+def commit_ms(samples: dict[str, float], share: float) -> float:
+    """The least bucket bound, ms, that `share` of the broker's commits took at most."""
+    prefix = 'gputel_broker_commit_seconds_bucket{le="'
+    bounds = sorted(
+        (float(name.removeprefix(prefix).split('"')[0]), count)
+        for name, count in samples.items()
+        if name.startswith(prefix)
+    )
+    return next(bound for bound, count in bounds if count >= share * bounds[-1][1]) * 1000
+
+
 async def measure(producers: int, seconds: int, cuts: int) -> None:
     with tempfile.TemporaryDirectory(prefix="gputel-producers-") as name:
         async with (
-            running_broker_process(Path(name)) as (address, pid),
-            connected(address) as client,
+            running_broker_process(Path(name)) as running,
+            connected(running.address) as client,
         ):
-            process = Process(pid)
-            latencies, share = await many(address, process, producers, seconds)
-            rss_mb = process.rss_mb()
+            address = running.address
+            latencies, share = await many(running, producers, seconds)
+            commit_p99_ms = commit_ms(await running.samples(), 0.99)
+            rss_mb = running.rss_mb()
             correct = set((await stored(client, producers)).values()) == {seconds}
             await cut(address, cuts // 5)  # what is allocated once is allocated now
-            before_mb = process.rss_mb()
+            before_mb = running.rss_mb()
             await cut(address, cuts)
-            grown_mb = process.rss_mb() - before_mb
+            grown_mb = running.rss_mb() - before_mb
     p50, p99 = np.percentile(np.array(latencies) * 1000, (50, 99)).tolist()
-    report.emit("producers.ack_p99_ms", p99, "ms", correct, p50_ms=p50, producers=producers)
+    report.emit(
+        "producers.ack_p99_ms",
+        p99,
+        "ms",
+        correct,
+        p50_ms=p50,
+        producers=producers,
+        # What of it is the disk: the bound of the histogram bucket where the commits' p99 lies.
+        commit_p99_ms=commit_p99_ms,
+    )
     report.emit("producers.cpu_percent", share * 100, "%", correct, producers=producers)
     report.emit("producers.rss_mb", rss_mb, "MB", correct, producers=producers)
     report.emit("producers.rss_growth_mb", grown_mb, "MB", correct, cut_streams=cuts)

@@ -1,6 +1,6 @@
 """One producer's stream: messages in, cumulative acks out.
 
-    reader  context.read -> check -> partition.append          (waits while the backlog is full)
+    reader  context.read -> check -> partition.extend          (waits while the backlog is full)
     acker   partitions' commits -> the longest durable prefix -> PublishAck
 
 The acker alone writes, because a stream takes one write at a time.
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 
 import grpc.aio
 
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import names
-from gputel.broker.engine import Engine, PartitionFailed, PartitionLog, TopicLog
+from gputel.broker.engine import Engine, Message, PartitionFailed, PartitionLog, TopicLog
 from gputel.broker.statuses import Context
 from gputel.errors import BrokerUnavailable, FrameTooLarge, InputError, ProducerFenced
 
@@ -31,6 +32,8 @@ class PublishStream:
         self._reader: asyncio.Task[None] | None = None
         self._unacked: deque[tuple[PartitionLog, int, int]] = deque()  # (log, ticket, sequence)
         self._watched: set[PartitionLog] = set()
+        self._key = ""
+        self._route: tuple[bytes, PartitionLog] | None = None  # where messages of `_key` go
         self._last_sequence = 0
         self._throttle_ms = 0
         self._ended = False
@@ -89,26 +92,49 @@ class PublishStream:
             if newest > opened.epoch:
                 raise ProducerFenced(opened.producer, opened.epoch, newest)
             await self._engine.room()
-            for message in request.batch.messages:
-                self._accept(topic, opened, message)
+            self._accept(topic, opened, request.batch.messages)
             self._throttle_ms = self._engine.throttle_ms()
             if self._throttle_ms or self._ack_is_due():
                 self._wake.set()
 
-    def _accept(self, topic: TopicLog, opened: mq.PublishOpen, message: mq.Message) -> None:
-        if message.sequence <= self._last_sequence:
-            raise InputError(
-                f"sequence {message.sequence} behind {self._last_sequence}: "
-                "sequences begin with 1 and grow within a stream"
-            )
-        payload = message.payload
-        if len(payload) > limits.FRAME_BYTES_MAX:
-            raise FrameTooLarge(len(payload), limits.FRAME_BYTES_MAX)
-        key = names.encode_key(message.key)
-        log = topic.partitions[names.partition_of(key, len(topic.partitions))]
-        ticket = log.append(opened.producer, opened.epoch, message.sequence, key, payload)
-        self._last_sequence = message.sequence
-        self._unacked.append((log, ticket, message.sequence))
+    def _accept(
+        self, topic: TopicLog, opened: mq.PublishOpen, messages: Iterable[mq.Message]
+    ) -> None:
+        """Hand on each run of messages for one partition; what is refused ends its run."""
+        run: list[Message] = []
+        of: PartitionLog | None = None
+        try:
+            for message in messages:
+                sequence, payload = message.sequence, message.payload
+                if sequence <= self._last_sequence:
+                    raise InputError(
+                        f"sequence {sequence} behind {self._last_sequence}: "
+                        "sequences begin with 1 and grow within a stream"
+                    )
+                if len(payload) > limits.FRAME_BYTES_MAX:
+                    raise FrameTooLarge(len(payload), limits.FRAME_BYTES_MAX)
+                key, log = self._find(topic, message.key)
+                if log is not of and of is not None:
+                    taken, run = run, []
+                    self._extend(of, opened, taken)
+                of = log
+                run.append(Message(sequence, key, payload))
+                self._last_sequence = sequence
+        finally:
+            if of is not None and run:
+                self._extend(of, opened, run)
+
+    def _find(self, topic: TopicLog, key: str) -> tuple[bytes, PartitionLog]:
+        """A key's bytes and partition. A producer's messages mostly have one key."""
+        if self._route is None or key != self._key:
+            encoded = names.encode_key(key)
+            index = names.partition_of(encoded, len(topic.partitions))
+            self._key, self._route = key, (encoded, topic.partitions[index])
+        return self._route
+
+    def _extend(self, log: PartitionLog, opened: mq.PublishOpen, run: list[Message]) -> None:
+        ticket = log.extend(opened.producer, opened.epoch, run)
+        self._unacked.append((log, ticket, run[-1].sequence))
         if log not in self._watched:
             self._watched.add(log)
             log.watch(self._wake.set)

@@ -13,9 +13,10 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 import grpc.aio
+import msgspec
 
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 IN_FLIGHT_BYTES_MAX: Final = 8 * limits.MIB
 
 
-class _Message(NamedTuple):
+class _Message(msgspec.Struct, frozen=True, gc=False):
     sequence: int
     key: str
     payload: bytes
@@ -191,10 +192,11 @@ class Publisher:
             if wait_ns > 0:
                 await self._clock.sleep(wait_ns / NS_PER_S)
                 continue
-            await call.write(mq.PublishRequest(batch=self._take_batch()))
+            await call.write(self._take_batch())
 
-    def _take_batch(self) -> mq.MessageBatch:
-        batch = mq.MessageBatch()
+    def _take_batch(self) -> mq.PublishRequest:
+        request = mq.PublishRequest()
+        add = request.batch.messages.add
         size_bytes = 0
         while self._unsent:
             message = self._unsent[0]
@@ -203,9 +205,9 @@ class Publisher:
             self._unsent.popleft()
             self._in_flight.append(message)
             size_bytes += len(message.payload) + len(message.key) + 16
-            batch.messages.add(sequence=message.sequence, key=message.key, payload=message.payload)
+            add(sequence=message.sequence, key=message.key, payload=message.payload)
             self._in_flight_bytes += len(message.payload)
-        return batch
+        return request
 
     def _acknowledge(self, sequence: int) -> None:
         self.last_acked_sequence = max(self.last_acked_sequence, sequence)

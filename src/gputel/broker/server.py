@@ -161,6 +161,19 @@ class BrokerServer:
             await self._save_positions()
         await self._engine.stop()
 
+    async def until_mendable(self) -> None:
+        """Raises BrokerUnavailable once partitions have failed that a new process would open.
+
+        It serves the others as long as the disk still fails, so that a restart succeeds.
+        """
+        failed = await self._engine.until_mendable()
+        reasons = "; ".join(f"partition {of.name}: {of.failure}" for of in failed)
+        raise BrokerUnavailable(
+            f"{reasons}; the disk takes writes again: ending, since only a new process may "
+            "trust what the log holds",
+            hint="a supervisor starts the broker anew",
+        )
+
     def _handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         return {
             "Publish": grpc.stream_stream_rpc_method_handler(

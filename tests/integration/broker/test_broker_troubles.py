@@ -18,7 +18,8 @@ from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.engine.disk import Disk
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import BrokerSettings
-from gputel.errors import InputError
+from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock, ManualClock
+from gputel.errors import BrokerUnavailable, InputError
 from gputel.observe import Health, Telemetry
 
 
@@ -27,6 +28,7 @@ class BrokenDisk(Disk):
 
     append_errno = 0
     sync_errno = 0
+    failed_syncs = 0
 
     def append(self, fd: int, buffers: Sequence[bytes]) -> None:
         if self.append_errno:
@@ -35,6 +37,7 @@ class BrokenDisk(Disk):
 
     def sync(self, fd: int) -> None:
         if self.sync_errno:
+            self.failed_syncs += 1
             raise OSError(self.sync_errno, "injected")
         super().sync(fd)
 
@@ -42,12 +45,16 @@ class BrokenDisk(Disk):
 class Broker:
     """A broker on a disk that can be broken, and its only client."""
 
-    def __init__(self, path: Path, listen: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self, path: Path, listen: str = "127.0.0.1:0", *, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self.disk = BrokenDisk()
         self.health = Health("broker")
         self.telemetry = Telemetry("broker")
         settings = BrokerSettings(listen=listen, partitions=1)
-        self.server = BrokerServer(settings, path, self.telemetry, self.health, disk=self.disk)
+        self.server = BrokerServer(
+            settings, path, self.telemetry, self.health, clock, disk=self.disk
+        )
 
     @property
     def metrics(self) -> str:
@@ -114,6 +121,48 @@ async def test_a_failed_sync_ends_streams_and_liveness(broker: Broker) -> None:
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         assert "injected" in str(broker.health.liveness()["partitions"])
         assert "gputel_broker_failed_partitions 1.0" in broker.metrics
+
+
+async def test_it_ends_itself_when_a_new_process_could_open_what_failed(tmp_path: Path) -> None:
+    clock = ManualClock()
+    broker = Broker(tmp_path, clock=clock)
+    await broker.server.start()
+    ending: asyncio.Task[None] | None = None
+    try:
+        async with asyncio.timeout(20), publishing(broker) as call:
+            broker.disk.sync_errno = errno.EIO
+            await send(call, 1)
+            with pytest.raises(grpc.aio.AioRpcError, match="injected while writing"):
+                await call.read()
+            ending = asyncio.create_task(broker.server.until_mendable())
+            await until(lambda: broker.disk.failed_syncs >= 4)  # one of a commit, then probes
+            assert not ending.done()
+            assert broker.server.address, "it still serves its other partitions"
+            broker.disk.sync_errno = 0
+            with pytest.raises(BrokerUnavailable, match=r"t/0: injected while writing .* again"):
+                await ending
+            assert not list(tmp_path.rglob("probe"))  # noqa: ASYNC240 - a test
+    finally:
+        if ending is not None:
+            ending.cancel()
+        await broker.server.stop()
+        broker.telemetry.close()
+
+
+async def test_a_healthy_broker_does_not_end_itself(tmp_path: Path) -> None:
+    clock = ManualClock()
+    broker = Broker(tmp_path, clock=clock)
+    await broker.server.start()
+    async with asyncio.timeout(20), publishing(broker) as call:
+        ending = asyncio.create_task(broker.server.until_mendable())
+        await send(call, 1)
+        assert (await call.read()).ack.sequence == 1
+        begun_ns = clock.monotonic_ns()
+        await until(lambda: clock.monotonic_ns() - begun_ns > 600 * NS_PER_S)
+        assert not ending.done()
+        ending.cancel()
+    await broker.server.stop()
+    broker.telemetry.close()
 
 
 async def test_the_metrics_say_what_was_done(broker: Broker) -> None:

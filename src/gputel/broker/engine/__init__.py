@@ -13,7 +13,16 @@ from typing import NamedTuple, Protocol
 from gputel.broker.engine.record import Record
 from gputel.errors import GputelError
 
-__all__ = ["Chunk", "Engine", "NoRoom", "PartitionFailed", "PartitionLog", "Record", "TopicLog"]
+__all__ = [
+    "Chunk",
+    "Engine",
+    "Message",
+    "NoRoom",
+    "PartitionFailed",
+    "PartitionLog",
+    "Record",
+    "TopicLog",
+]
 
 
 class PartitionFailed(GputelError):
@@ -22,6 +31,14 @@ class PartitionFailed(GputelError):
 
 class NoRoom(GputelError):
     """A bound of the broker that is reached: topics, producers, groups or streams."""
+
+
+class Message(NamedTuple):
+    """A message of a producer on its way into a partition."""
+
+    sequence: int
+    key: bytes
+    payload: bytes
 
 
 class Chunk(NamedTuple):
@@ -84,6 +101,15 @@ class PartitionLog(Protocol):
         A repeat (see `Message` in the protocol) is not stored; its ticket is that of what
         was stored. `repeatable=False` stores the message whatever its sequence is.
         Raises ProducerFenced, PartitionFailed, and NoRoom when there is no room.
+        """
+        ...
+
+    def extend(
+        self, producer: str, epoch: int, messages: Sequence[Message], *, repeatable: bool = True
+    ) -> int:
+        """Accept messages of growing sequences, at least one; the ticket of the last.
+
+        As `append` of each, but all or none: when one is durable, those before it are.
         """
         ...
 

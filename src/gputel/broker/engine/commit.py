@@ -19,9 +19,10 @@ from queue import Empty, SimpleQueue
 
 from gputel import limits
 from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.memory import Block
 from gputel.broker.engine.partition import Partition
 from gputel.broker.engine.producers import Mark, Producers
-from gputel.broker.engine.record import HEADER_BYTES, Record, encode_head
+from gputel.broker.engine.record import encode_head
 from gputel.broker.engine.recovery import create
 from gputel.broker.engine.segment import Segment
 from gputel.broker.settings import BrokerSettings
@@ -46,7 +47,7 @@ class Writer:
         self._durable = producers  # only what is synced, unlike the partition's own table
         self._disk = disk
         self._fd = disk.open_append(self._active.path)
-        self._held: list[Record] = []
+        self._held: list[Block] = []
         self._next_offset = self._unsynced_offset = partition.next_offset
         self.unsynced = False
         self.full = False
@@ -58,24 +59,25 @@ class Writer:
     def _active(self) -> Segment:
         return self.partition.segments_held[-1]
 
-    def take(self) -> list[Record]:
-        """The next commit's records: what could not be written before, or what is pending."""
+    def take(self) -> list[Block]:
+        """The next commit's blocks: what could not be written before, or what is pending."""
         if not self._held:
             size_bytes = 0
             pending = self.partition.pending
             while pending:
-                size_bytes += HEADER_BYTES + len(pending[0].key) + len(pending[0].payload)
+                size_bytes += pending[0].size_bytes
                 if self._held and size_bytes > limits.COMMIT_BYTES_MAX:
                     break
                 self._held.append(pending.popleft())
         return self._held
 
-    def write(self, records: list[Record], segment_bytes: int, *, sync: bool) -> int:
-        """Append `records` and sync; returns their size in bytes. OSError.
+    def write(self, blocks: list[Block], segment_bytes: int, *, sync: bool) -> int:
+        """Append the records of `blocks` and sync; returns their size in bytes. OSError.
 
         After an error nothing is left of them in the file, and they are held; writing may be
         tried again, except after SyncFailed.
         """
+        records = [record for block in blocks for record in block.records]
         buffers: list[bytes] = []
         sizes: list[int] = []
         for record in records:
@@ -106,12 +108,11 @@ class Writer:
         self.unsynced = not sync
         if sync:
             self._unsynced_offset = self._next_offset
-        for record, size_bytes in zip(records, sizes, strict=True):
-            active.note(record, active.size_bytes, size_bytes)
-            active.size_bytes += size_bytes
-            self._durable.rebuild(
-                record.producer, Mark(record.epoch, record.sequence, record.offset)
-            )
+        active.note_all(records, sizes)
+        for block in blocks:
+            newest = block.records[-1]
+            mark = Mark(newest.epoch, newest.sequence, newest.offset)
+            self._durable.rebuild(newest.producer, mark)
         return added_bytes
 
     def sync(self) -> None:
@@ -242,13 +243,13 @@ class Committer:
     def _commit(self, writer: Writer) -> bool:
         """One commit; returns whether it was done."""
         partition = writer.partition
-        records = writer.take()
-        if not records or writer.failed:
+        blocks = writer.take()
+        if not blocks or writer.failed:
             return False
         started_ns = time.monotonic_ns()
         try:
             sync = self._settings.fsync == "always"
-            size_bytes = writer.write(records, self._settings.segment_bytes, sync=sync)
+            size_bytes = writer.write(blocks, self._settings.segment_bytes, sync=sync)
         except OSError as error:
             if error.errno in _NO_SPACE and not isinstance(error, SyncFailed):
                 if not writer.full:
@@ -259,7 +260,7 @@ class Committer:
             return False
         self._observe_commit_s((time.monotonic_ns() - started_ns) / NS_PER_S)
         self.commits += 1
-        self._tell(partition.committed, records, size_bytes)
+        self._tell(partition.committed, blocks, size_bytes)
         if partition.pending and not partition.queued:
             partition.queued = True
             self._queue.put(partition)

@@ -13,7 +13,7 @@ import asyncio
 import fcntl
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -24,7 +24,9 @@ from gputel import limits
 from gputel.broker.engine import NoRoom
 from gputel.broker.engine.commit import Committer, Writer
 from gputel.broker.engine.disk import Disk
-from gputel.broker.engine.partition import Backlog, Partition, Tail
+from gputel.broker.engine.memory import Backlog, Tail
+from gputel.broker.engine.mend import until_mendable
+from gputel.broker.engine.partition import Partition
 from gputel.broker.engine.recovery import Recovered, recover
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import SYSTEM_CLOCK, Clock
@@ -164,6 +166,14 @@ class EmbeddedEngine:
                 raise NoRoom(f"this broker holds {limits.TOPICS_MAX} topics, the most it may")
             opened = await self._call(self._create_topic, name)
             return await self._add(opened)
+
+    async def until_mendable(self) -> Sequence[Partition]:
+        """The failed partitions, once there are some and a restart would open them."""
+
+        def partitions() -> list[Partition]:
+            return [of for topic in self._topics.values() for of in topic.partitions]
+
+        return await until_mendable(partitions, self._disk, self._clock)
 
     def throttle_ms(self) -> int:
         return THROTTLE_MS if self.committer is not None and self.committer.is_full else 0

@@ -1,7 +1,7 @@
 """One partition of the embedded engine: what the event loop sees of it.
 
 The loop's thread accepts messages, the committer's thread writes them (`commit.py`), and
-reader threads read what is committed. What they share is a deque of pending records, whose
+reader threads read what is committed. What they share is a deque of pending blocks, whose
 ends belong to one thread each, and integers that only one thread writes.
 """
 
@@ -11,69 +11,21 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from gputel import limits
-from gputel.broker.engine import Chunk, PartitionFailed
+from gputel.broker.engine import Chunk, Message, PartitionFailed
+from gputel.broker.engine.memory import Backlog, Block, Tail, cost_bytes
 from gputel.broker.engine.producers import Mark
-from gputel.broker.engine.record import HEADER_BYTES, Record
+from gputel.broker.engine.record import Record
 from gputel.broker.engine.recovery import Recovered
 from gputel.broker.engine.segment import Gap, Segment
 from gputel.clock import Clock
 from gputel.errors import ProducerFenced
 
 log = logging.getLogger(__name__)
-
-
-def _cost_bytes(record: Record) -> int:
-    """What a record counts in memory: an empty payload isn't free."""
-    return HEADER_BYTES + len(record.key) + len(record.payload)
-
-
-class Tail:
-    """The newest committed records of all partitions, bounded in bytes together."""
-
-    def __init__(self, bytes_max: int = limits.TAIL_BYTES_MAX) -> None:
-        self._bytes_max = bytes_max
-        self._order: deque[tuple[dict[int, Record], int, int]] = deque()
-        self._size_bytes = 0
-
-    def add(self, records: dict[int, Record], record: Record) -> None:
-        """Keep `record` in its partition's `records`; the oldest of any partition go."""
-        size_bytes = _cost_bytes(record)
-        records[record.offset] = record
-        self._order.append((records, record.offset, size_bytes))
-        self._size_bytes += size_bytes
-        while self._size_bytes > self._bytes_max:
-            oldest, offset, freed_bytes = self._order.popleft()
-            oldest.pop(offset, None)
-            self._size_bytes -= freed_bytes
-
-
-class Backlog:
-    """The bytes that all partitions together have accepted and not yet made durable."""
-
-    def __init__(self, bytes_max: int = limits.PENDING_BYTES_MAX) -> None:
-        self._bytes_max = bytes_max
-        self._waiters: deque[asyncio.Future[None]] = deque()
-        self.size_bytes = 0
-
-    def grow(self, size_bytes: int) -> None:
-        """Count what was accepted; negative when it is durable or lost."""
-        self.size_bytes += size_bytes
-        while self._waiters and self.size_bytes < self._bytes_max:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def room(self) -> None:
-        """Return once there is room for more."""
-        while self.size_bytes >= self._bytes_max:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
 
 
 class Partition:
@@ -94,7 +46,7 @@ class Partition:
         self.directory = directory
         self.index = index
         self.name = f"{directory.parent.name}/{index}"
-        self.pending: deque[Record] = deque()  # appended here, taken by the committer
+        self.pending: deque[Block] = deque()  # appended here, taken by the committer
         self.queued = False  # the committer has been told of `pending`
         # Replaced, never changed in place, by the committer: any thread may read it.
         self.segments_held: tuple[Segment, ...] = tuple(recovered.segments)
@@ -145,25 +97,53 @@ class Partition:
         repeatable: bool = True,
     ) -> int:
         """See `PartitionLog.append`; a ticket is an offset."""
+        message = Message(sequence, key, payload)
+        return self.extend(producer, epoch, (message,), repeatable=repeatable)
+
+    def extend(
+        self, producer: str, epoch: int, messages: Sequence[Message], *, repeatable: bool = True
+    ) -> int:
+        """See `PartitionLog.extend`."""
         if self.failure:
             raise PartitionFailed(f"partition {self.name}: {self.failure}")
         mark = self._producers.get(producer)
         if mark is not None and repeatable:
             if epoch < mark.epoch:
                 raise ProducerFenced(producer, epoch, mark.epoch)
-            if epoch == mark.epoch and sequence <= mark.sequence:
-                self.duplicates += 1
-                return mark.offset
-        offset = self._accepted_offset
-        self._producers.advance(producer, Mark(epoch, sequence, offset))
+            if epoch == mark.epoch and messages[0].sequence <= mark.sequence:
+                fresh = [message for message in messages if message.sequence > mark.sequence]
+                self.duplicates += len(messages) - len(fresh)
+                if not fresh:
+                    return mark.offset
+                messages = fresh
+        offset = self._accepted_offset + len(messages) - 1
+        self._producers.advance(producer, Mark(epoch, messages[-1].sequence, offset))
+        for block in self._blocks(producer, epoch, messages):
+            self._count_pending(block.size_bytes)
+            self.pending.append(block)
         self._accepted_offset = offset + 1
-        record = Record(offset, self._clock.time_ns(), producer, epoch, sequence, key, payload)
-        self._count_pending(_cost_bytes(record))
-        self.pending.append(record)
         if not self.queued:
             self.queued = True
             self._accepted(self)
         return offset
+
+    def _blocks(self, producer: str, epoch: int, messages: Sequence[Message]) -> list[Block]:
+        """The messages as records, in blocks that each fit a commit."""
+        stored_at_ns = self._clock.time_ns()
+        offset = self._accepted_offset
+        blocks: list[Block] = []
+        records: list[Record] = []
+        size_bytes = 0
+        for sequence, key, payload in messages:
+            added_bytes = cost_bytes(key, payload)
+            if records and size_bytes + added_bytes > limits.COMMIT_BYTES_MAX:
+                blocks.append(Block(records, size_bytes))
+                records, size_bytes = [], 0
+            records.append(Record(offset, stored_at_ns, producer, epoch, sequence, key, payload))
+            size_bytes += added_bytes
+            offset += 1
+        blocks.append(Block(records, size_bytes))
+        return blocks
 
     def is_durable(self, ticket: int) -> bool:
         return ticket < self._next_offset
@@ -172,14 +152,14 @@ class Partition:
         """The last message accepted from `producer`, durable or not."""
         return self._producers.get(producer)
 
-    def committed(self, records: list[Record], size_bytes: int) -> None:
-        """The committer's word that `records` are durable."""
-        self._next_offset = records[-1].offset + 1
-        for record in records:
-            self._tail.add(self._recent, record)
+    def committed(self, blocks: list[Block], size_bytes: int) -> None:
+        """The committer's word that `blocks` are durable; `size_bytes` of the file."""
+        self._next_offset = blocks[-1].records[-1].offset + 1
+        for block in blocks:
+            self._tail.add(self._recent, block)
+            self.messages_in += len(block.records)
         if not self.failure:
-            self._count_pending(-sum(map(_cost_bytes, records)))
-        self.messages_in += len(records)
+            self._count_pending(-sum(block.size_bytes for block in blocks))
         self.bytes_in += size_bytes
         self._notify()
 

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from gputel.broker.engine.disk import Disk
 from gputel.broker.engine.producers import Mark, Producers
 from gputel.broker.engine.record import Located
@@ -134,7 +136,7 @@ def _scan_last(segment: Segment, producers: Producers) -> _Scan:
 def _bare(found: Gap | Located) -> Gap | Located:
     if isinstance(found, Gap):
         return found
-    return found._replace(record=found.record._replace(payload=b""))
+    return found._replace(record=msgspec.structs.replace(found.record, payload=b""))
 
 
 def _remember(producers: Producers, found: Located) -> None:

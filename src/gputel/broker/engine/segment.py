@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,6 +139,14 @@ class Segment:
             self._positions.append(position)
             self._offsets.append(record.offset)
         self._indexed_bytes = position + size_bytes
+
+    def note_all(self, records: Sequence[Record], sizes: Sequence[int]) -> None:
+        """Take records into the index and the size that were written behind what is there."""
+        position = self.size_bytes
+        for record, size_bytes in zip(records, sizes, strict=True):
+            self.note(record, position, size_bytes)
+            position += size_bytes
+        self.size_bytes = position
 
     def open(self) -> int:
         """A descriptor for reading; FileNotFoundError after retention."""
