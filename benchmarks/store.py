@@ -124,7 +124,7 @@ async def load(store: Store, batches: Sequence[Batch], gpus: int) -> None:
     await Partitions(store, StoreSettings()).ensure(needs)
     for batch in batches:
         async with store.session() as session:
-            pieces = [(gpu_id, 1, batch) for gpu_id in range(1, gpus + 1)]
+            pieces = [hot.Piece(gpu_id, 1, batch) for gpu_id in range(1, gpus + 1)]
             await hot.write(session, batch.metric_set, pieces)
 
 

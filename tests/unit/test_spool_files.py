@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from gputel.broker.engine.disk import Disk
 from gputel.collector.spool.entry import Entry, from_record, to_record
@@ -61,8 +62,8 @@ def test_an_entry_is_a_record_and_back() -> None:
     for given in (entry(1), entry(2, 0), entry(3)._replace(eventful=True, rows_through=1 << 40)):
         assert from_record(to_record(given, 7, "p")) == given
     record = to_record(entry(1), 0, "p")
-    assert from_record(record._replace(payload=b"short")) is None
-    assert from_record(record._replace(key=b"\xff\xff")) is None
+    assert from_record(replace(record, payload=b"short")) is None
+    assert from_record(replace(record, key=b"\xff\xff")) is None
 
 
 def test_a_record_cut_at_any_length_costs_itself_alone(tmp_path: Path) -> None:

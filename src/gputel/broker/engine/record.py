@@ -71,6 +71,11 @@ class Located(NamedTuple):
     in_commit: int
 
 
+def record_bytes(record: Record) -> int:
+    """The size of `record` in a segment."""
+    return HEADER_BYTES + len(record.producer.encode()) + len(record.key) + len(record.payload)
+
+
 def encode_head(record: Record, in_commit: int) -> bytes:
     """Everything of a record before its payload, which is written behind it uncopied."""
     producer = record.producer.encode()
