@@ -3,7 +3,8 @@
 A `gputel up` runs beside an embedded PostgreSQL of the benchmark's own, which is asked by SQL for
 how much is there. A generator in a process of its own has encoded everything before it begins.
 Time runs from the first frame until the store's group has acknowledged the last, which it does
-behind the commit.
+behind the commit. Where others use the cores too, `sink_waited_s` says for how long the sink
+could run and had none: of the elapsed seconds those are not the pipeline's.
 """
 
 from __future__ import annotations
@@ -147,12 +148,15 @@ async def measure(arguments: argparse.Namespace) -> bool:
         assert generator.stdout is not None
         try:
             await asyncio.wait_for(generator.stdout.readline(), START_DEADLINE_S)
+            sink = Process(pipeline.pids["sink"])
+            waited_s = sink.waited_s()
             before_s, started = pipeline.cpu_s(), time.perf_counter()
             generator.stdin.write(b"\n")
             line = await asyncio.wait_for(generator.stdout.readline(), STORED_DEADLINE_S)
             said = json.loads(line)
             await _drained(client)
             elapsed_s = time.perf_counter() - started
+            waited_s = sink.waited_s() - waited_s
             used_s = {name: s - before_s[name] for name, s in pipeline.cpu_s().items()}
         finally:
             generator.stdin.close()
@@ -167,6 +171,7 @@ async def measure(arguments: argparse.Namespace) -> bool:
     assert row is not None
     stored = sum(row)
     correct = stored == load.rows and checked > 0 and wrong == 0
+    said["sink_waited_s"] = round(waited_s, 2)
     _tell(load, said, elapsed_s, used_s, peaks, correct, stored=stored, checked=checked)
     return correct
 
@@ -194,6 +199,7 @@ def _tell(
         gpus_a_frame=load.gpus,
         frames=said["frames"],
         mb=round(said["bytes"] / 1e6, 1),
+        sink_waited_s=said["sink_waited_s"],
         **counts,
     )
     per_core = load.samples / core_s

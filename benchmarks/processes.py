@@ -14,6 +14,7 @@ class Process:
     def __init__(self, pid: int) -> None:
         self._status = Path(f"/proc/{pid}/status")
         self._stat = Path(f"/proc/{pid}/stat")
+        self._schedule = Path(f"/proc/{pid}/schedstat")
 
     def rss_mb(self) -> float:
         """Memory it holds now."""
@@ -27,6 +28,10 @@ class Process:
         """CPU seconds so far, user's and system's."""
         fields = self._stat.read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11 : 15 if with_ended_children else 13])) * _TICK_S
+
+    def waited_s(self) -> float:
+        """Seconds for which its main thread could run, and had to wait for a core."""
+        return int(self._schedule.read_text().split()[1]) / 1e9
 
     def _memory_mb(self, key: str) -> float:
         line = next(x for x in self._status.read_text().splitlines() if x.startswith(key))
