@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from gputel.collector.exporter import OWN_METRICS_PATH
 from gputel.config import Config, parse_address
 from gputel.limits import MIB
 from gputel.services.check import Check
@@ -114,11 +115,12 @@ def _health(name: str, url: str) -> Check:
 
 
 def _said(urls: dict[str, str]) -> dict[str, Samples]:
-    """What the services that answer say in /metrics."""
+    """What the services that answer say of themselves; a collector's /metrics is of its GPUs."""
     found = {}
     for name, url in urls.items():
         with contextlib.suppress(OSError, http.client.HTTPException):
-            status, body = _get(f"{url}/metrics")
+            path = OWN_METRICS_PATH if name == "collector" else "/metrics"
+            status, body = _get(f"{url}{path}")
             if status == http.client.OK:
                 found[name] = Samples(body.decode(errors="replace"))
     return found

@@ -108,7 +108,7 @@ def test_a_gpu_that_is_only_slow_goes_on_without_an_event() -> None:
 
 
 @pytest.mark.parametrize("twin", [False, True])
-@simulated("gpus=8,latency_us=1000", start=False)
+@simulated("gpus=8,latency_us=1000,wait=sleep", start=False)
 def test_a_slow_cadence_gives_way_to_a_fast_one_between_two_gpus(twin: bool) -> None:
     """A slow sweep of 8 x 22 ms, a fast one of 8 x 6 ms: together longer than a fast period."""
     periods_ns = {Cadence.FAST: PERIOD_NS, Cadence.SLOW: 10 * PERIOD_NS}
