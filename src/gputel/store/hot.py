@@ -161,6 +161,24 @@ async def write(
     )
 
 
+async def keep_newest(
+    connection: Connection, metric_set: MetricSet, table: str, gpu_ids: Sequence[int]
+) -> None:
+    """Keep the newest row of each GPU in `table`, where none is kept yet that is newer."""
+    names, _ = layout(metric_set)
+    fields = ", ".join(names)
+    found, new = (", ".join(f"{row}.{name}" for name in names) for row in ("n", "excluded"))
+    await connection.execute(
+        f"INSERT INTO {schema.newest_table(metric_set)} AS k ({fields}) "
+        f"SELECT {found} FROM unnest($1::bigint[]) AS w (gpu_id) "
+        f"CROSS JOIN LATERAL (SELECT * FROM {table} t WHERE t.gpu_id = w.gpu_id "
+        "ORDER BY t.time DESC, t.epoch DESC, t.sequence DESC LIMIT 1) AS n "
+        f"ON CONFLICT (gpu_id) DO UPDATE SET ({fields}) = ROW ({new}) "
+        "WHERE (excluded.time, excluded.epoch, excluded.sequence) > (k.time, k.epoch, k.sequence)",
+        gpu_ids,
+    )
+
+
 async def read(
     connection: Connection,
     table: str,

@@ -2,12 +2,16 @@
 
 `migrations/*.sql` are applied once each, in the order of their numbers. What follows from
 the catalog (a hot table a metric set, the `metric` table, the views) is made here, and made
-again when the catalog has changed: a new metric is a new column.
+again when the catalog has changed: a new metric is a new column. `functions/*.sql`, which read
+chunks in SQL, are made again with them when their text has changed.
 
     sample_hot_<set>   gpu_id, time, epoch, sequence, one column a metric; partitioned by time
-    gpu_latest         the last hot row of each GPU and set, by name
+    sample_newest_<set>  the newest row of each GPU that was sealed, for gpu_latest
+    gpu_latest         the newest sample of each GPU and set, by name, sealed or not
     gpu_minute         n, min, max, avg, sum by GPU, metric and minute, sealed or not
     gpu_hour           the same by hour
+    gpu_samples        (gpu, metric, start_time, end_time): raw samples, sealed or not
+    gpu_samples_exact  the same as numeric, gpu_all_samples those of all metrics
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ SQL_TYPES: Final = {
 }
 
 # Bumped when what is made here changes its form.
-_GENERATION: Final = 3
+_GENERATION: Final = 4
 #: A migration may have to go through all that is stored.
 _MIGRATION_TIMEOUT_S: Final = 6 * 3600
 
@@ -47,6 +51,11 @@ _MIGRATION_TIMEOUT_S: Final = 6 * 3600
 def hot_table(metric_set: MetricSet) -> str:
     """The name of the hot table of a metric set."""
     return f"sample_hot_{metric_set.name}"
+
+
+def newest_table(metric_set: MetricSet) -> str:
+    """The name of the table with the newest sealed row of each GPU."""
+    return f"sample_newest_{metric_set.name}"
 
 
 async def migrate(connection: Connection) -> None:
@@ -68,7 +77,17 @@ async def migrate(connection: Connection) -> None:
 
 def migrations() -> list[tuple[int, str, str]]:
     """The packaged files as (number, name, SQL), ascending."""
-    folder = importlib.resources.files("gputel.store") / "migrations"
+    return _files("migrations")
+
+
+def functions() -> str:
+    """The SQL that makes all functions, or makes them anew."""
+    made = [_hot_table_function(), *(sql for _, _, sql in _files("functions"))]
+    return "\n".join(made)
+
+
+def _files(folder_name: str) -> list[tuple[int, str, str]]:
+    folder = importlib.resources.files("gputel.store") / folder_name
     found = []
     for file in folder.iterdir():
         if file.name.endswith(".sql"):
@@ -104,7 +123,7 @@ def catalog_digest() -> str:
         (m.id, m.name, m.unit.value, m.kind.value, m.storage.value, SET_OF[m].id, m.help)
         for m in METRICS
     ]
-    return hashlib.sha256(repr((_GENERATION, facts)).encode()).hexdigest()
+    return hashlib.sha256(repr((_GENERATION, facts, functions())).encode()).hexdigest()
 
 
 async def _sync_catalog(connection: Connection) -> None:
@@ -122,6 +141,11 @@ async def _sync_catalog(connection: Connection) -> None:
             "kind = excluded.kind, help = excluded.help",
             [(m.id, m.name, SET_OF[m].id, m.unit.value, m.kind.value, m.help) for m in METRICS],
         )
+        # Functions keep this path: whoever calls them, with whatever tables of his own, gets ours.
+        await connection.execute(
+            "SELECT set_config('search_path', format('%I, pg_temp', current_schema()), true)"
+        )
+        await connection.execute(functions())
         await connection.execute(_latest_view())
         await connection.execute(_rollup_view("gpu_minute", "minute", ("rollup_1m",)))
         await connection.execute(_rollup_view("gpu_hour", "hour", ("rollup_1h", "rollup_1h_part")))
@@ -133,32 +157,78 @@ async def _sync_catalog(connection: Connection) -> None:
 
 
 async def _sync_hot_table(connection: Connection, metric_set: MetricSet) -> None:
-    table = hot_table(metric_set)
+    key = (
+        "gpu_id bigint NOT NULL, time timestamptz NOT NULL, "
+        "epoch bigint NOT NULL, sequence bigint NOT NULL"
+    )
     await connection.execute(
-        f"CREATE TABLE IF NOT EXISTS {table} (gpu_id bigint NOT NULL, time timestamptz NOT NULL, "
-        "epoch bigint NOT NULL, sequence bigint NOT NULL, "
+        f"CREATE TABLE IF NOT EXISTS {hot_table(metric_set)} ({key}, "
         "PRIMARY KEY (gpu_id, time, epoch, sequence)) PARTITION BY RANGE (time)"
+    )
+    await connection.execute(
+        f"CREATE TABLE IF NOT EXISTS {newest_table(metric_set)} ({key}, "
+        "PRIMARY KEY (gpu_id)) WITH (fillfactor = 50)"
     )
     columns = ", ".join(
         f"ADD COLUMN IF NOT EXISTS {metric.name} {SQL_TYPES[metric.storage]}"
         for metric in metric_set.metrics
     )
-    await connection.execute(f"ALTER TABLE {table} {columns}")
+    for table in (hot_table(metric_set), newest_table(metric_set)):
+        await connection.execute(f"ALTER TABLE {table} {columns}")
+
+
+def _hot_table_function() -> str:
+    names = " ".join(f"WHEN {s.id} THEN '{hot_table(s)}'" for s in METRIC_SETS)
+    return (
+        "CREATE OR REPLACE FUNCTION gputel_hot_table(set_id integer) RETURNS text "
+        f"LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT CASE set_id {names} END $$;"
+    )
 
 
 def _latest_view() -> str:
     columns, joins = [], []
     for metric_set in METRIC_SETS:
-        alias = metric_set.name
-        columns.append(f"{alias}.time AS {alias}_time")
-        columns += [f"{alias}.{metric.name}" for metric in metric_set.metrics]
+        name = metric_set.name
+        for column in ("time", *(metric.name for metric in metric_set.metrics)):
+            shown = f"{name}_time" if column == "time" else column
+            columns.append(
+                f"CASE WHEN {name}_chunk.time IS NULL THEN {name}.{column} "
+                f"ELSE {name}_chunk.{column} END AS {shown}"
+            )
+        fields = ", ".join(("time", "epoch", "sequence", *(m.name for m in metric_set.metrics)))
+        by_age = "ORDER BY time DESC, epoch DESC, sequence DESC LIMIT 1"
         joins.append(
-            f"LEFT JOIN LATERAL (SELECT * FROM {hot_table(metric_set)} h "
-            f"WHERE h.gpu_id = g.gpu_id ORDER BY h.time DESC LIMIT 1) {alias} ON true"
+            f"LEFT JOIN LATERAL ((SELECT {fields} FROM {hot_table(metric_set)} "
+            f"WHERE gpu_id = g.gpu_id {by_age}) UNION ALL "
+            f"SELECT {fields} FROM {newest_table(metric_set)} WHERE gpu_id = g.gpu_id {by_age}"
+            f") {name} ON true LEFT JOIN LATERAL ({_newest_chunk(metric_set)}) {name}_chunk ON true"
         )
     return (
         "CREATE VIEW gpu_latest AS SELECT g.gpu_id, g.node, g.gpu_index, g.uuid, g.model, "
         f"g.last_seen, {', '.join(columns)} FROM gpu g {' '.join(joins)}"
+    )
+
+
+def _newest_chunk(metric_set: MetricSet) -> str:
+    """The newest sample of GPU `g` in chunks, where that is newer than its rows."""
+    cells = []
+    for metric in metric_set.metrics:
+        value = "value" if metric.storage in (Storage.F32, Storage.F64) else "exact"
+        cells.append(
+            f"(max({value}) FILTER (WHERE metric_id = {metric.id}))"
+            f"::{SQL_TYPES[metric.storage]} AS {metric.name}"
+        )
+    ids = ", ".join(str(metric.id) for metric in metric_set.metrics)
+    # A chunk spans less than a day: where none began in the day before, none reaches further.
+    return (
+        f"SELECT max(n.time) AS time, {', '.join(cells)} FROM (SELECT c.payload, c.t0 "
+        f"FROM sample_chunk c WHERE c.gpu_id = g.gpu_id AND c.set_id = {metric_set.id} "
+        f"AND c.t0 > coalesce({metric_set.name}.time, (SELECT max(t0) FROM sample_chunk f "
+        f"WHERE f.gpu_id = g.gpu_id AND f.set_id = {metric_set.id})) - interval '24 hours' "
+        f"AND c.t1 > coalesce({metric_set.name}.time, '-infinity') "
+        "ORDER BY c.t1 DESC, c.epoch DESC, c.first_sequence DESC LIMIT 1) AS c "
+        f"CROSS JOIN LATERAL gputel_newest(c.payload, ARRAY[{ids}], format("
+        f"'chunk of GPU %s, set {metric_set.id}, %s', g.gpu_id, c.t0)) AS n"
     )
 
 

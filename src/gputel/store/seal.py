@@ -122,6 +122,7 @@ async def _step(
             after = gpu_id
             if rows_read >= ROWS_A_STEP:
                 break
+        await hot.keep_newest(session, metric_set, name, whole)
         # First what tells whether another process is at the same.
         await session.execute(f"DELETE FROM {name} WHERE gpu_id = ANY($1)", whole)
         await chunks.write(session, items)
