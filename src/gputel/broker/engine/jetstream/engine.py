@@ -42,8 +42,6 @@ THROTTLE_MS: Final = 250
 TEND_S: Final = 1.0
 TEND_ALL_EVERY: Final = 10  # rounds; in the others only what is in use is looked at
 STOP_S: Final = 5.0
-START_NS: Final = 60 * NS_PER_S
-RETRY_S: Final = 0.25
 
 
 class _TopicFacts(msgspec.Struct):
@@ -130,13 +128,14 @@ class JetStreamEngine:
         self.cluster.on_change = self._on_change
         await self.cluster.connect()
         try:
+            await self._bucket.open()
             await self.cluster.subscribe(f"{self._namespace}.committed.>", self._on_committed)
             await self.cluster.subscribe(f"{self._namespace}.epoch", self._on_epoch)
             await self._shares.start()
             for event in ("LEADER_ELECTED", "QUORUM_LOST"):
                 subject = f"$JS.EVENT.ADVISORY.STREAM.{event}.*"
                 await self.cluster.subscribe(subject, self._on_leader)
-            await self._open_all()
+            await self._open_known()
         except Refused as refused:
             await self.stop()
             raise _as_input(refused) from None
@@ -144,24 +143,6 @@ class JetStreamEngine:
             await self.stop()
             raise
         self._tending = asyncio.create_task(self._tend(), name="jetstream-tend")
-
-    async def _open_all(self) -> None:
-        """Open what is there, once the cluster has leaders for it. BrokerUnavailable."""
-        ends_ns = self._clock.monotonic_ns() + START_NS
-        told = ""
-        while True:
-            try:
-                await self._bucket.open()
-                await self._open_known()
-            except BrokerUnavailable as error:
-                if self._clock.monotonic_ns() >= ends_ns:
-                    raise
-                if str(error) != told:
-                    told = str(error)
-                    log.warning("can't open the topics yet: %s", told)
-                await self._clock.sleep(RETRY_S)
-            else:
-                return
 
     async def stop(self) -> None:
         if self._tending is not None:
