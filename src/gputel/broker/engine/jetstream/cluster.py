@@ -98,6 +98,7 @@ class Cluster:
         #: Called when the connection is lost and when it is back.
         self.on_change: Callable[[], None] = lambda: None
         self.reconnects = 0
+        self._closing = False
 
     @property
     def connected(self) -> bool:
@@ -149,9 +150,14 @@ class Cluster:
         await self._client.subscribe(f"{self._inbox}.*", cb=self._on_answer, pending_bytes_limit=0)
 
     async def close(self) -> None:
+<<<<<<< HEAD
         """Let go of the connection, if there ever was one."""
         if self._client.connected_url is None and not self._client.is_reconnecting:
             return
+=======
+        """Let go of the connection."""
+        self._closing = True
+>>>>>>> 48c8eed (Wait at the start for a cluster that starts beside the broker; don't call closing a loss)
         with contextlib.suppress(OSError, nats.errors.Error):
             await self._client.close()
 
@@ -293,8 +299,9 @@ class Cluster:
         log.debug("NATS: %s", error)
 
     async def _on_disconnected(self) -> None:
-        log.warning("the connection to the NATS cluster is lost")
-        self.on_change()
+        if not self._closing:
+            log.warning("the connection to the NATS cluster is lost")
+            self.on_change()
 
     async def _on_reconnected(self) -> None:
         self.reconnects += 1
