@@ -64,45 +64,49 @@ def test_what_has_dead_letters_on_their_way_is_kept_until_it_is_let_go_of() -> N
     assert turn(page, "b", 1).held == {0, 1, 2, 3}
 
 
+class Brokers:
+    """Brokers that take turns, as registries make them."""
+
+    def __init__(self, partitions: int) -> None:
+        self.partitions = partitions
+        self.page = Page()
+        self.members = dict.fromkeys("abc", 0)
+        self.held: dict[str, frozenset[int]] = dict.fromkeys("abc", frozenset())
+        self.released: dict[str, frozenset[int]] = dict.fromkeys("abc", frozenset())
+
+    def go(self, name: str) -> None:
+        """One turn; a broker without members lets go of everything."""
+        if not self.members[name]:
+            self.released[name] |= self.held[name]
+            self.held[name] = frozenset()
+        self.page, held, _ = take_turn(
+            self.page,
+            name,
+            members=self.members[name],
+            partitions=self.partitions,
+            positions=dict.fromkeys(self.held[name], 1),
+            released=dict.fromkeys(self.released[name], 1),
+        )
+        self.released[name] = self.held[name] - held
+        self.held[name] = held
+        everywhere = [p for those in self.held.values() for p in those]
+        assert len(everywhere) == len(set(everywhere)), "a partition is held twice"
+
+
 def test_any_history_of_turns_ends_with_everything_shared_evenly() -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     draw = random.Random(seed)
     for _ in range(200):
-        partitions = draw.randint(1, 12)
-        members = {name: 0 for name in "abc"}
-        held: dict[str, set[int]] = {name: set() for name in "abc"}
-        page = Page()
-
-        def go(name: str) -> None:
-            nonlocal page
-            page, now, _ = take_turn(
-                page,
-                name,
-                members=members[name],
-                partitions=partitions,
-                positions=dict.fromkeys(held[name], 1) if members[name] else {},
-                released=dict.fromkeys(released[name], 1)
-                | ({} if members[name] else dict.fromkeys(held[name], 1)),
-            )
-            released[name] = held[name] - now
-            held[name] = set(now)
-            everywhere = [p for those in held.values() for p in those]
-            assert len(everywhere) == len(set(everywhere)), "a partition is held twice"
-
-        released: dict[str, set[int]] = {name: set() for name in "abc"}
+        brokers = Brokers(draw.randint(1, 12))
         for _ in range(30):
-            name = draw.choice("abc")
-            members[name] = draw.randint(0, 3)
-            go(draw.choice("abc"))
-        for _ in range(4):
-            for name in "abc":
-                go(name)
-        total = sum(members.values())
-        if not total:
-            assert not any(held.values())
-            continue
-        assert sorted(p for those in held.values() for p in those) == list(range(partitions))
-        share = partitions // total
-        for name in "abc":
-            assert share * members[name] <= len(held[name]) <= (share + 1) * members[name]
+            brokers.members[draw.choice("abc")] = draw.randint(0, 3)
+            brokers.go(draw.choice("abc"))
+        for name in "abc" * 4:
+            brokers.go(name)
+        total = sum(brokers.members.values())
+        held = sorted(p for those in brokers.held.values() for p in those)
+        assert held == (list(range(brokers.partitions)) if total else [])
+        for name, count in brokers.members.items():
+            share = brokers.partitions // max(total, 1)
+            assert share * count <= len(brokers.held[name]) <= (share + 1) * count

@@ -150,14 +150,10 @@ class Cluster:
         await self._client.subscribe(f"{self._inbox}.*", cb=self._on_answer, pending_bytes_limit=0)
 
     async def close(self) -> None:
-<<<<<<< HEAD
         """Let go of the connection, if there ever was one."""
+        self._closing = True
         if self._client.connected_url is None and not self._client.is_reconnecting:
             return
-=======
-        """Let go of the connection."""
-        self._closing = True
->>>>>>> 48c8eed (Wait at the start for a cluster that starts beside the broker; don't call closing a loss)
         with contextlib.suppress(OSError, nats.errors.Error):
             await self._client.close()
 
