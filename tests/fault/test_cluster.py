@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -78,7 +78,7 @@ class Brokers:
                 assert address, "the broker did not start"
                 self._addresses[number] = address
                 self._lead()
-                ends = [asyncio.create_task(process.wait())]
+                ends: list[asyncio.Task[Any]] = [asyncio.create_task(process.wait())]
                 if self._mode.brokers:
                     ends.append(asyncio.create_task(self._end_of_life()))
                 try:

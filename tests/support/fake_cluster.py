@@ -87,7 +87,7 @@ class FakeCluster:
         self, stream: str, subject: str, sequence: int, messages: int, size_bytes: int
     ) -> list[Stored]:
         await self._travel()
-        found = []
+        found: list[Stored] = []
         taken = 0
         for message in self.streams[stream].messages:
             if message.sequence < sequence:
