@@ -5,6 +5,8 @@ broker.py sink.py streamer.py api.py collector.py
                  wiring of one stage
 announcement.py  what a child tells its supervisor
 child.py         one supervised process: spawn, ready, end
+nats.py, postgres.py
+                 servers that are no code of ours, as parts like the others
 supervisor.py    order, restarts with back-off, stop from source to sink
 up.py            the plan of `gputel up`
 state.py         the data directory's lock and what `gputel doctor` reads
