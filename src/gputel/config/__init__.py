@@ -3,7 +3,7 @@
 Nothing else in gputel reads the environment.
 """
 
-from gputel.config.listen import Address, is_loopback, parse_address
+from gputel.config.listen import Address, is_loopback, parse_address, parse_addresses
 from gputel.config.load import (
     default_data_dir,
     dump,
@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "masked",
     "parse_address",
+    "parse_addresses",
     "problems",
     "read_environment",
     "read_yaml",

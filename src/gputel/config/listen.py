@@ -32,6 +32,15 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port))
 
 
+def parse_addresses(text: str) -> tuple[Address, ...]:
+    """Addresses separated by commas, at least one, none twice; ValueError says what is wrong."""
+    addresses = tuple(parse_address(part.strip()) for part in text.split(","))
+    twice = next((one for one in addresses if addresses.count(one) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} stands twice")
+    return addresses
+
+
 def is_loopback(host: str) -> bool:
     """True when only this machine reaches `host`."""
     if host == "localhost":

@@ -15,9 +15,9 @@ import msgspec
 import yaml
 
 from gputel.collector.attribution.settings import compile_patterns
-from gputel.config.listen import is_loopback, parse_address
+from gputel.config.listen import is_loopback, parse_address, parse_addresses
 from gputel.config.settings import SECRETS, SECTIONS, Config
-from gputel.config.values import KEYS, Given, convert, dotted, nearest, unknown_key
+from gputel.config.values import KEYS, SEVERAL, Given, convert, dotted, nearest, unknown_key
 from gputel.config.values import Path as KeyPath
 from gputel.config.yaml_file import parse_yaml, read_yaml
 from gputel.errors import ConfigError
@@ -34,6 +34,7 @@ LISTENERS: Final = (
     ("api", "listen"),
     ("collector", "listen"),
 )
+QUEUE: Final = ("message_queue", "address")
 MASK: Final = "********"
 #: dcgm-exporter's variables that mean something here, so that its manifests can be kept.
 DCGM_EXPORTER: Final[Mapping[str, KeyPath]] = {
@@ -206,13 +207,15 @@ def _build(converted: Mapping[KeyPath, Any], present: set[str]) -> Config:
 
 def _check_addresses(config: Config, values: Values) -> list[ConfigError]:
     errors = []
-    for path in (*LISTENERS, ("message_queue", "address")):
+    for path in (*LISTENERS, QUEUE):
         text = getattr(getattr(config, path[0]), path[1])
         origin = values[path].origin if path in values else "defaults"
         try:
-            address = parse_address(text)
+            address, *_ = parse_addresses(text) if path == QUEUE else (parse_address(text),)
         except ValueError as error:
-            allowed = ("HOST:PORT", "[IPV6]:PORT")
+            allowed = ["HOST:PORT", "[IPV6]:PORT"]
+            if path == QUEUE:
+                allowed.append(SEVERAL)
             errors.append(ConfigError(dotted(path), str(error), origin=origin, allowed=allowed))
             continue
         if path in LISTENERS and not is_loopback(address.host) and not config.insecure:
