@@ -3,7 +3,7 @@
 Nothing else in gputel reads the environment.
 """
 
-from gputel.config.listen import Address, is_loopback, parse_address, parse_addresses
+from gputel.config.listen import Address, from_here, is_loopback, parse_address, parse_addresses
 from gputel.config.load import (
     default_data_dir,
     dump,
@@ -31,6 +31,7 @@ __all__ = [
     "default_data_dir",
     "dump",
     "effective",
+    "from_here",
     "inherited_environment",
     "is_loopback",
     "load",

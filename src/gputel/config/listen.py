@@ -41,6 +41,12 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
     return addresses
 
 
+def from_here(listener: Address) -> Address:
+    """Where a listener is reached on its own machine: one on all addresses also on loopback."""
+    hosts = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not a listener
+    return Address(hosts.get(listener.host, listener.host), listener.port)
+
+
 def is_loopback(host: str) -> bool:
     """True when only this machine reaches `host`."""
     if host == "localhost":

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from gputel.collector.exporter import OWN_METRICS_PATH
 from gputel.config import Config, parse_address
 from gputel.limits import MIB
+from gputel.services import nats
 from gputel.services.check import Check
 from gputel.services.collector_report import CollectorReport, Samples, losses, report
 from gputel.services.collector_report import checks as collector_checks
@@ -200,8 +201,7 @@ def _pipeline(state: UpState) -> list[Check]:
         if service.state != "ready":
             checks.append(Check(name, False, finding, "look at the log of `gputel up`"))
             continue
-        url = _status_url(service.addresses)
-        problems = _failing(url) if url else []
+        problems = _problems(service.addresses)
         if problems:
             finding += f"; {'; '.join(problems)}"
         advice = "it may pass by itself; else look at the log of `gputel up`" if problems else ""
@@ -229,6 +229,15 @@ def _get(url: str) -> tuple[int, bytes]:
         return response.status, response.read(ANSWER_BYTES_MAX)
     finally:
         connection.close()
+
+
+def _problems(addresses: dict[str, str]) -> list[str]:
+    """What a service that is ready complains about."""
+    if "nats" in addresses:
+        problem = nats.find_problem(addresses["monitor"])
+        return [problem] if problem else []
+    url = _status_url(addresses)
+    return _failing(url) if url else []
 
 
 def _failing(url: str) -> list[str]:

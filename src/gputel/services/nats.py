@@ -142,7 +142,8 @@ class NatsServer:
         """Return once it takes part in the cluster: it hears from the leader of the metadata."""
         process = self._process
         assert process is not None
-        while await asyncio.to_thread(find_problem, self.monitor_url):
+        # Not whether each stream has caught up: that needs the others, which start beside it.
+        while await asyncio.to_thread(find_problem, self.monitor_url, "?js-meta-only=true"):
             if process.returncode is not None:
                 raise ChildEnded(self.name, await self.ended())
             await asyncio.sleep(POLL_S)
@@ -284,11 +285,10 @@ def ask(monitor_url: str, path: str) -> dict[str, Any]:
     return answer
 
 
-def find_problem(monitor_url: str) -> str:
-    """Why a server is of no use to its cluster now; empty when it is well. Blocks."""
+def find_problem(monitor_url: str, query: str = "") -> str:
+    """Why a server, or a stream of its, is not well now; empty when all is. Blocks."""
     try:
-        # Not whether each stream has caught up: that needs the others, which start beside it.
-        answer = ask(monitor_url, "/healthz?js-meta-only=true")
+        answer = ask(monitor_url, f"/healthz{query}")
     except (OSError, http.client.HTTPException, ValueError) as error:
         return f"{monitor_url} does not answer: {error}"
     return "" if answer.get("status") == "ok" else str(answer.get("error") or answer)
