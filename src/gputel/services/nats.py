@@ -44,8 +44,8 @@ MEMORY_STORE_BYTES_MAX: Final = 256 * limits.MIB
 FILE_STORE_BYTES_MAX: Final = 1024 * 1024 * limits.MIB
 HEALTH_TIMEOUT_S: Final = 2.0
 ANSWER_BYTES_MAX: Final = 4 * limits.MIB
-POLL_S: Final = 0.1
-PREDECESSOR_POLLS: Final = 50
+POLL_S: Final = 0.2
+PREDECESSOR_POLLS: Final = 25
 START_DEADLINE_S: Final = 60.0
 STOP_DEADLINE_S: Final = 10.0
 PORT_MIN: Final = 10_240
@@ -236,8 +236,9 @@ def find_program() -> str:
 def make_servers(directory: Path, count: int = 3) -> list[NatsServer]:
     """The servers of a cluster that keeps its files in `directory`; none is started.
 
-    They listen where they did the last time, unless others listen there now. InputError.
+    They listen where they did the last time, unless others listen there now. NatsServerError.
     """
+    find_program()
     names = [f"nats-{number}" for number in range(1, count + 1)]
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
