@@ -16,6 +16,7 @@ import uvloop
 
 from gputel import limits
 from gputel.broker import BrokerClient, BrokerSettings, StartAt, connect
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.observe import Health, Telemetry
 
@@ -29,7 +30,8 @@ async def serve(data_dir: Path) -> None:
     """
     telemetry = Telemetry("broker")
     settings = BrokerSettings(listen="127.0.0.1:0")
-    server = BrokerServer(settings, data_dir, telemetry, Health("broker"))
+    engine = make_engine(settings, data_dir)
+    server = BrokerServer(settings, engine, telemetry, Health("broker"))
     await server.start()
     print(server.address, flush=True)
     while await asyncio.to_thread(sys.stdin.readline):

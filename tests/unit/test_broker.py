@@ -15,6 +15,7 @@ import pytest
 from gputel import broker, limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import BrokerSettings, Consumer, Delivery, StartAt, groups
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.errors import FrameTooLarge, InputError, PortInUse, ProducerFenced
 from gputel.observe import Health, Telemetry
@@ -28,9 +29,8 @@ async def serving(
 ) -> AsyncIterator[BrokerServer]:
     telemetry = Telemetry("broker")
     fields = {"partitions": 4, "disk_reserve_bytes": 0} | settings
-    server = BrokerServer(
-        BrokerSettings(listen=listen, **fields), data_dir, telemetry, Health("broker")
-    )
+    options = BrokerSettings(listen=listen, **fields)
+    server = BrokerServer(options, make_engine(options, data_dir), telemetry, Health("broker"))
     await server.start()
     try:
         yield server

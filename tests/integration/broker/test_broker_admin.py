@@ -17,6 +17,7 @@ from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import BrokerClient, StartAt, letters
 from gputel.broker.engine.segment import SUFFIX
 from gputel.broker.engine.verify import Verdict, verify
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import NS_PER_S, ManualClock
@@ -31,7 +32,8 @@ async def serving(path: Path, **settings: Any) -> AsyncIterator[tuple[BrokerServ
     clock = settings.pop("clock", None)
     options = BrokerSettings(**{"listen": "127.0.0.1:0", "partitions": 1, **settings})
     extra = {"clock": clock} if clock else {}
-    server = BrokerServer(options, path, telemetry, Health("broker"), **extra)
+    engine = make_engine(options, path, **extra)
+    server = BrokerServer(options, engine, telemetry, Health("broker"), **extra)
     client = None
     try:
         await server.start()

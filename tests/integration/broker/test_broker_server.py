@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2
 
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import BrokerSettings
 from gputel.errors import PortInUse
@@ -27,12 +28,8 @@ SERVICE = "/gputel.mq.v1.Broker/"
 @asynccontextmanager
 async def broker(path: Path, **settings: Any) -> AsyncIterator[BrokerServer]:
     telemetry = Telemetry("broker")
-    server = BrokerServer(
-        BrokerSettings(**{"listen": "127.0.0.1:0", "partitions": 2, **settings}),
-        path,
-        telemetry,
-        Health("broker"),
-    )
+    options = BrokerSettings(**{"listen": "127.0.0.1:0", "partitions": 2, **settings})
+    server = BrokerServer(options, make_engine(options, path), telemetry, Health("broker"))
     try:
         await server.start()
         yield server

@@ -1,0 +1,318 @@
+"""The NATS cluster as the engine uses it: a connection, JetStream's API, and what it answers.
+
+Errors are two: BrokerUnavailable, where nobody knows what has happened and trying again may
+help, and Refused, which is the server's own word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import count
+from typing import Any, Final, NamedTuple
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from gputel import limits
+from gputel.broker.settings import JetStreamSettings
+from gputel.errors import BrokerUnavailable, GputelError, InputError
+
+log = logging.getLogger(__name__)
+
+START_S: Final = 20.0
+REQUEST_S: Final = 5.0
+RECONNECT_S: Final[Any] = 0.2  # their annotation says int; a float does
+CREATE_S: Final = 10.0
+PING_S: Final = 2
+PENDING_BYTES: Final = 2 * limits.PENDING_BYTES_MAX
+#: JetStream's own error numbers.
+STREAM_NOT_FOUND: Final = 10059
+MESSAGE_NOT_FOUND: Final = 10037
+WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
+STREAM_DIFFERS: Final = 10058
+NOT_ENABLED: Final = frozenset({10039, 10076})
+
+Handler = Callable[[Msg], Awaitable[None]]
+
+
+class Refused(GputelError):
+    """What a JetStream server answered instead of doing it."""
+
+    def __init__(self, what: str, error: Mapping[str, Any]) -> None:
+        self.number = int(error.get("err_code", 0))
+        super().__init__(f"{what}: {error.get('description', 'refused')} ({self.number})")
+
+
+class Stored(NamedTuple):
+    """A message of a stream."""
+
+    sequence: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+class StreamState(NamedTuple):
+    """What a stream holds."""
+
+    first_sequence: int
+    last_sequence: int
+    messages: int
+    size_bytes: int
+
+
+class _Collector:
+    """The answers to one batched read."""
+
+    def __init__(self) -> None:
+        self.messages: list[Stored] = []
+        self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def feed(self, message: Msg) -> None:
+        headers = message.headers or {}
+        status = headers.get("Status")
+        if status is not None:
+            if not self.done.done():
+                self.done.set_result(status)
+            return
+        self.messages.append(Stored(int(headers["Nats-Sequence"]), headers, message.data))
+
+
+class Cluster:
+    """One connection to the cluster, which is made anew for ever when it is lost."""
+
+    def __init__(self, settings: JetStreamSettings, name: str) -> None:
+        self._settings = settings
+        self._name = name
+        self._client = Client()
+        self._reads: dict[str, _Collector] = {}
+        self._numbers = count()
+        self._inbox = ""
+        #: Called when the connection is lost and when it is back.
+        self.on_change: Callable[[], None] = lambda: None
+        self.reconnects = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server is connected now."""
+        return self._client.is_connected
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """What the connected server takes in one message."""
+        return self._client.max_payload
+
+    async def connect(self) -> None:
+        """Connect. BrokerUnavailable: no server answers; InputError: it can never work."""
+        settings = self._settings
+        options: dict[str, Any] = {}
+        if settings.credentials_file:
+            options["user_credentials"] = settings.credentials_file
+        if settings.tls:
+            options["tls"] = _tls(settings)
+        try:
+            async with asyncio.timeout(START_S):
+                await self._client.connect(
+                    servers=settings.servers,
+                    name=self._name,
+                    error_cb=self._on_error,
+                    disconnected_cb=self._on_disconnected,
+                    reconnected_cb=self._on_reconnected,
+                    connect_timeout=PING_S,
+                    reconnect_time_wait=RECONNECT_S,
+                    max_reconnect_attempts=-1,
+                    ping_interval=PING_S,
+                    max_outstanding_pings=2,
+                    pending_size=PENDING_BYTES,
+                    **options,
+                )
+        except (nats.errors.AuthorizationError, nats.errors.InvalidUserCredentialsError):
+            await self.close()
+            raise InputError(
+                f"broker.jetstream: {self._shown} refuses us: authorization",
+                hint="check broker.jetstream.credentials_file",
+            ) from None
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            await self.close()
+            raise BrokerUnavailable(
+                f"broker.jetstream: none of {self._shown} answers ({error})",
+                hint="is nats-server running there, with JetStream?",
+            ) from None
+        self._inbox = self._client.new_inbox()
+        await self._client.subscribe(f"{self._inbox}.*", cb=self._on_read, pending_bytes_limit=0)
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        with contextlib.suppress(OSError, nats.errors.Error):
+            await self._client.close()
+
+    @property
+    def _shown(self) -> str:
+        # A URL may hold a password.
+        return ", ".join(url.rpartition("@")[2] for url in self._settings.servers)
+
+    async def subscribe(self, subject: str, handler: Handler) -> None:
+        """Have `handler` called for each message; it lasts over reconnects."""
+        await self._client.subscribe(subject, cb=handler)
+
+    async def announce(self, subject: str, data: bytes) -> None:
+        """Tell whoever listens now; lost when nobody does."""
+        with contextlib.suppress(OSError, nats.errors.Error):
+            await self._client.publish(subject, data)
+
+    async def call(
+        self, operation: str, body: object = None, *, timeout_s: float = REQUEST_S
+    ) -> dict[str, Any]:
+        """Ask JetStream's API; its answer. Refused, BrokerUnavailable."""
+        data = b"" if body is None else json.dumps(body).encode()
+        answer = await self._request(f"$JS.API.{operation}", data, None, timeout_s)
+        return _checked(operation, answer)
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str],
+        *,
+        timeout_s: float = REQUEST_S,
+    ) -> int:
+        """Store a message; its stream sequence. Refused, BrokerUnavailable."""
+        answer = await self._request(subject, data, headers, timeout_s)
+        return int(_checked(subject, answer)["seq"])
+
+    async def _request(
+        self, subject: str, data: bytes, headers: dict[str, str] | None, timeout_s: float
+    ) -> Msg:
+        if not self._client.is_connected:
+            raise BrokerUnavailable("no NATS server is connected")
+        try:
+            return await self._client.request(subject, data, timeout=timeout_s, headers=headers)
+        except nats.errors.NoRespondersError:
+            raise BrokerUnavailable("the NATS cluster has no leader for it now") from None
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            raise BrokerUnavailable(f"the NATS cluster: {error}") from None
+
+    async def create(self, config: Mapping[str, Any]) -> None:
+        """Make a stream; one that is there with other settings keeps them."""
+        try:
+            await self.call(f"STREAM.CREATE.{config['name']}", config, timeout_s=CREATE_S)
+        except Refused as refused:
+            if refused.number != STREAM_DIFFERS:
+                raise
+
+    async def state(self, stream: str) -> StreamState:
+        """What a stream holds, by the word of its leader."""
+        state = (await self.call(f"STREAM.INFO.{stream}"))["state"]
+        return StreamState(state["first_seq"], state["last_seq"], state["messages"], state["bytes"])
+
+    async def read(
+        self, stream: str, subject: str, sequence: int, messages: int, size_bytes: int
+    ) -> list[Stored]:
+        """Messages from `sequence` on, or from the first one behind it that is kept."""
+        found = await self._read_batch(
+            stream, {"seq": sequence, "batch": messages, "max_bytes": size_bytes}
+        )
+        if found:
+            return found
+        # A replica that lags knows it not yet; the leader does.
+        return await self._read_one(stream, {"seq": sequence, "next_by_subj": subject})
+
+    async def last_of_each(self, stream: str, subject: str, messages: int) -> list[Stored]:
+        """The last message of each subject that matches."""
+        return await self._read_batch(stream, {"multi_last": [subject], "batch": messages})
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """The last message of a subject, by the word of the leader."""
+        found = await self._read_one(stream, {"last_by_subj": subject})
+        return found[0] if found else None
+
+    async def _read_one(self, stream: str, query: object) -> list[Stored]:
+        try:
+            answer = await self.call(f"STREAM.MSG.GET.{stream}", query)
+        except Refused as refused:
+            if refused.number == MESSAGE_NOT_FOUND:
+                return []
+            raise
+        message = answer["message"]
+        headers = _headers(base64.b64decode(message.get("hdrs", "")))
+        return [Stored(message["seq"], headers, base64.b64decode(message.get("data", "")))]
+
+    async def _read_batch(self, stream: str, query: object) -> list[Stored]:
+        if not self._client.is_connected:
+            raise BrokerUnavailable("no NATS server is connected")
+        token = str(next(self._numbers))
+        collector = self._reads[token] = _Collector()
+        try:
+            await self._client.publish(
+                f"$JS.API.DIRECT.GET.{stream}",
+                json.dumps(query).encode(),
+                reply=f"{self._inbox}.{token}",
+            )
+            async with asyncio.timeout(REQUEST_S):
+                status = await collector.done
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            if collector.messages:  # what came is whole and in order
+                return collector.messages
+            raise BrokerUnavailable(f"the NATS cluster: {error}") from None
+        finally:
+            del self._reads[token]
+        if status == "503":
+            raise BrokerUnavailable("the NATS cluster has no replica that answers now")
+        return collector.messages
+
+    async def _on_read(self, message: Msg) -> None:
+        collector = self._reads.get(message.subject.rpartition(".")[2])
+        if collector is not None:
+            collector.feed(message)
+
+    async def _on_error(self, error: Exception) -> None:
+        log.debug("NATS: %s", error)
+
+    async def _on_disconnected(self) -> None:
+        log.warning("the connection to the NATS cluster is lost")
+        self.on_change()
+
+    async def _on_reconnected(self) -> None:
+        self.reconnects += 1
+        url = self._client.connected_url
+        log.info("connected to NATS server %s again", url.netloc.rpartition("@")[2] if url else "")
+        self.on_change()
+
+
+def _tls(settings: JetStreamSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file or None)
+        if settings.certificate_file:
+            context.load_cert_chain(settings.certificate_file, settings.key_file or None)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"broker.jetstream: the TLS files can't be used: {error}") from None
+    return context
+
+
+def _checked(what: str, answer: Msg) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(answer.data)
+    except ValueError:
+        raise BrokerUnavailable(f"{what}: an answer that is no JSON") from None
+    error = found.get("error")
+    if error is None:
+        return found
+    if error.get("code") == 503:  # no leader, no quorum, no room in its queues
+        raise BrokerUnavailable(f"the NATS cluster: {error.get('description')}")
+    raise Refused(what, error)
+
+
+def _headers(raw: bytes) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for line in raw.split(b"\r\n")[1:]:
+        name, found, value = line.partition(b":")
+        if found:
+            headers[name.decode()] = value.strip().decode()
+    return headers
