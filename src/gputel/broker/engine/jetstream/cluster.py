@@ -98,6 +98,7 @@ class Cluster:
         #: Called when the connection is lost and when it is back.
         self.on_change: Callable[[], None] = lambda: None
         self.reconnects = 0
+        self._closing = False
 
     @property
     def connected(self) -> bool:
@@ -150,6 +151,7 @@ class Cluster:
 
     async def close(self) -> None:
         """Let go of the connection."""
+        self._closing = True
         with contextlib.suppress(OSError, nats.errors.Error):
             await self._client.close()
 
@@ -276,8 +278,9 @@ class Cluster:
         log.debug("NATS: %s", error)
 
     async def _on_disconnected(self) -> None:
-        log.warning("the connection to the NATS cluster is lost")
-        self.on_change()
+        if not self._closing:
+            log.warning("the connection to the NATS cluster is lost")
+            self.on_change()
 
     async def _on_reconnected(self) -> None:
         self.reconnects += 1

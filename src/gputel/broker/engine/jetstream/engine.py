@@ -15,7 +15,7 @@ import contextlib
 import json
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -38,6 +38,8 @@ from gputel.observe import Health, Telemetry
 
 log = logging.getLogger(__name__)
 
+START_NS: Final = 20 * NS_PER_S
+START_RETRY_S: Final = 0.2
 THROTTLE_MS: Final = 250
 TEND_S: Final = 1.0
 TEND_ALL_EVERY: Final = 10  # rounds; in the others only what is in use is looked at
@@ -128,14 +130,14 @@ class JetStreamEngine:
         self.cluster.on_change = self._on_change
         await self.cluster.connect()
         try:
-            await self._bucket.open()
+            await self._patiently(self._bucket.open)
             await self.cluster.subscribe(f"{self._namespace}.committed.>", self._on_committed)
             await self.cluster.subscribe(f"{self._namespace}.epoch", self._on_epoch)
             await self._shares.start()
             for event in ("LEADER_ELECTED", "QUORUM_LOST"):
                 subject = f"$JS.EVENT.ADVISORY.STREAM.{event}.*"
                 await self.cluster.subscribe(subject, self._on_leader)
-            await self._open_known()
+            await self._patiently(self._open_known)
         except Refused as refused:
             await self.stop()
             raise _as_input(refused) from None
@@ -143,6 +145,18 @@ class JetStreamEngine:
             await self.stop()
             raise
         self._tending = asyncio.create_task(self._tend(), name="jetstream-tend")
+
+    async def _patiently(self, step: Callable[[], Awaitable[None]]) -> None:
+        """A step of the start; a cluster that starts beside us has no leaders yet."""
+        deadline_ns = self._clock.monotonic_ns() + START_NS
+        while True:
+            try:
+                return await step()
+            except BrokerUnavailable as error:
+                if self._clock.monotonic_ns() >= deadline_ns:
+                    raise
+                log.debug("tried again: %s", error)
+            await self._clock.sleep(START_RETRY_S)
 
     async def stop(self) -> None:
         if self._tending is not None:
