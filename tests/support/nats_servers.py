@@ -67,9 +67,7 @@ class NatsServers:
         """Start all of them, on other ports when one was taken meanwhile."""
         for attempt in range(ATTEMPTS):
             ports = free_ports(3 * self._count)
-            self._ports = [
-                (ports[i], ports[i + 1], ports[i + 2]) for i in range(0, len(ports), 3)
-            ]
+            self._ports = [(ports[i], ports[i + 1], ports[i + 2]) for i in range(0, len(ports), 3)]
             try:
                 await asyncio.gather(*(self.launch(i) for i in range(self._count)))
                 await self.ready()

@@ -19,6 +19,7 @@ import pytest
 
 from gputel import broker
 from gputel.broker import BrokerClient, BrokerSettings, Publisher, StartAt, rotation, transport
+from gputel.broker.engines import make_engine
 from gputel.broker.rotation import Brokers
 from gputel.broker.server import BrokerServer
 from gputel.errors import BrokerUnavailable, InputError, NotFound, ProducerFenced
@@ -53,7 +54,8 @@ class Cluster:
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     telemetry = Telemetry("broker")
     settings = BrokerSettings(listen="127.0.0.1:0", partitions=2, disk_reserve_bytes=0)
-    server = BrokerServer(settings, tmp_path, telemetry, Health("broker"))
+    engine = make_engine(settings, tmp_path)
+    server = BrokerServer(settings, engine, telemetry, Health("broker"))
     async with AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(Proxy()) for _ in range(3)]
         await server.start()
