@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -22,7 +23,6 @@ _CONFIG = """
 server_name: "{name}"
 listen: "127.0.0.1:{port}"
 http: "127.0.0.1:{http}"
-pid_file: "{directory}/pid"
 log_file: "{directory}/log"
 jetstream {{ store_dir: "{directory}/jetstream", sync_interval: always, max_file: 8G }}
 """
@@ -47,88 +47,99 @@ def free_ports(count: int) -> list[int]:
 
 
 class NatsServers:
-    """`count` servers with their files in `directory`."""
+    """`count` servers with their files in `directory`. Methods block."""
 
-    def __init__(self, directory: Path, count: int) -> None:
+    def __init__(self, directory: Path, count: int, extra: str = "") -> None:
         self._directory = directory
-        self._count = count
+        self._extra = extra
         self._ports: list[tuple[int, int, int]] = []
-        self._processes: list[asyncio.subprocess.Process | None] = [None] * count
+        self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
+
+    @property
+    def count(self) -> int:
+        """How many there are, running or not."""
+        return len(self._processes)
 
     @property
     def urls(self) -> list[str]:
+        """Where clients connect, of all."""
         return [f"nats://127.0.0.1:{port}" for port, _, _ in self._ports]
 
-    def index(self, name: str) -> int:
-        """The number of the server with this name."""
-        return int(name.removeprefix("n"))
+    def name(self, index: int) -> str:
+        """What the server is called, as JetStream names leaders."""
+        return f"n{index}"
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Start all of them, on other ports when one was taken meanwhile."""
         for attempt in range(ATTEMPTS):
-            ports = free_ports(3 * self._count)
+            ports = free_ports(3 * self.count)
             self._ports = [(ports[i], ports[i + 1], ports[i + 2]) for i in range(0, len(ports), 3)]
+            for index in range(self.count):
+                self.launch(index)
             try:
-                await asyncio.gather(*(self.launch(i) for i in range(self._count)))
-                await self.ready()
+                self.wait_ready()
             except ChildProcessError:
-                await self.stop()
+                self.stop()
                 if attempt + 1 == ATTEMPTS:
                     raise
             else:
                 return
 
-    async def launch(self, index: int) -> None:
+    def launch(self, index: int) -> None:
         """Start one, new or again."""
-        directory = self._directory / f"n{index}"
+        directory = self._directory / self.name(index)
         directory.mkdir(parents=True, exist_ok=True)
         port, route, http = self._ports[index]
-        config = _CONFIG.format(name=f"n{index}", port=port, http=http, directory=directory)
-        if self._count > 1:
+        config = self._extra + _CONFIG.format(
+            name=self.name(index), port=port, http=http, directory=directory
+        )
+        if self.count > 1:
             routes = ", ".join(f'"nats://127.0.0.1:{route}"' for _, route, _ in self._ports)
             config += _CLUSTER.format(route=route, routes=routes)
         (directory / "nats.conf").write_text(config)
-        self._processes[index] = await asyncio.create_subprocess_exec(
-            binary(), "--config", str(directory / "nats.conf")
+        self._processes[index] = subprocess.Popen(
+            [binary(), "--config", str(directory / "nats.conf")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
-    async def ready(self) -> None:
+    def wait_ready(self) -> None:
         """Return once every server that runs takes part in JetStream."""
-        async with asyncio.timeout(READY_S):
-            for index, process in enumerate(self._processes):
-                while process is not None and not await asyncio.to_thread(self._healthy, index):
-                    if process.returncode is not None:
-                        raise ChildProcessError((self._directory / f"n{index}" / "log").read_text())
-                    await asyncio.sleep(POLL_S)
+        deadline = time.monotonic() + READY_S
+        for index, process in enumerate(self._processes):
+            while process is not None and not self._healthy(index):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log = self._directory / self.name(index) / "log"
+                    raise ChildProcessError(log.read_text() if log.exists() else "no log")
+                time.sleep(POLL_S)
 
     def _healthy(self, index: int) -> bool:
         url = f"http://127.0.0.1:{self._ports[index][2]}/healthz"
         try:
-            with urlopen(url, timeout=2) as answer:  # noqa: S310 - loopback
+            with urlopen(url, timeout=2) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
 
-    async def kill(self, index: int, signal_: signal.Signals = signal.SIGKILL) -> None:
+    def kill(self, index: int, signal_: signal.Signals = signal.SIGKILL) -> None:
         """End one at once."""
         process, self._processes[index] = self._processes[index], None
         if process is not None:
-            if process.returncode is None:
-                process.send_signal(signal_)
-            await process.wait()
+            process.send_signal(signal_)
+            process.wait()
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """End all."""
-        for index in range(self._count):
-            await self.kill(index)
+        for index in range(self.count):
+            self.kill(index)
 
 
-@asynccontextmanager
-async def running(directory: Path, count: int) -> AsyncIterator[NatsServers]:
+@contextmanager
+def running(directory: Path, count: int, extra: str = "") -> Iterator[NatsServers]:
     """Servers that run while the context does."""
-    servers = NatsServers(directory, count)
+    servers = NatsServers(directory, count, extra)
     try:
-        await servers.start()
+        servers.start()
         yield servers
     finally:
-        await servers.stop()
+        servers.stop()

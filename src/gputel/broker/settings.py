@@ -15,9 +15,7 @@ class JetStreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """The NATS cluster behind `engine: jetstream`."""
 
     #: URLs of NATS servers (2.12 or later) with JetStream; `tls://` asks for TLS.
-    servers: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(
-        default_factory=lambda: ["nats://127.0.0.1:4222"]
-    )
+    servers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("nats://127.0.0.1:4222",)
     #: Copies of every message, each on a server of its own: 3 outlive the loss of one, 5 of two.
     replicas: Literal[1, 3, 5] = 3
     #: What streams, subjects and the bucket begin with; brokers with the same one are one broker.

@@ -28,7 +28,7 @@ from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.bucket import Bucket
 from gputel.broker.engine.jetstream.cluster import NOT_ENABLED, Cluster, Refused
 from gputel.broker.engine.jetstream.marks import Marks
-from gputel.broker.engine.jetstream.partition import Blocks, Partition
+from gputel.broker.engine.jetstream.partition import STORED_BYTES, Blocks, Partition
 from gputel.broker.engine.jetstream.shares import Shares
 from gputel.broker.engine.memory import Backlog
 from gputel.broker.settings import BrokerSettings
@@ -240,6 +240,7 @@ class JetStreamEngine:
 
     async def _create_stream(self, of: Partition) -> None:
         subject = of.subject
+        # Without `max_bytes`, which a server reserves at once: brokers purge what is too much.
         config = {
             "name": of.stream,
             "subjects": [subject],
@@ -247,7 +248,6 @@ class JetStreamEngine:
             "num_replicas": self._settings.jetstream.replicas,
             "retention": "limits",
             "discard": "old",
-            "max_bytes": self._settings.retention_bytes,
             "allow_direct": True,
             "republish": {
                 "src": subject,
@@ -279,7 +279,8 @@ class JetStreamEngine:
         except LogCorrupt:
             partition.follow(sequence)
             return
-        partition.fold(sequence, head, int(headers.get("Nats-Msg-Size", 0)))
+        size_bytes = int(headers.get("Nats-Msg-Size", 0)) + len(headers[block.HEAD]) + STORED_BYTES
+        partition.fold(sequence, head, size_bytes)
 
     async def _on_epoch(self, message: Msg) -> None:
         with contextlib.suppress(ValueError, TypeError):
@@ -359,7 +360,7 @@ class JetStreamEngine:
             for partition in tuple(self._streams.values()):
                 if partition.watched or round_ % TEND_ALL_EVERY == 0:
                     try:
-                        await partition.tend(after_ns)
+                        await partition.tend(self._settings.retention_bytes, after_ns)
                     except (BrokerUnavailable, Refused) as error:
                         log.debug("partition %s: %s", partition.name, error)
 

@@ -37,6 +37,8 @@ READ_BYTES: Final = 2 * limits.MIB
 READ_BLOCKS: Final = 512
 FOLD_BYTES: Final = 8 * limits.MIB
 FOLD_BLOCKS: Final = 1024
+#: What a server stores of a block beside its payload and head: subject, other headers, its own.
+STORED_BYTES: Final = 150
 
 
 class Block:
@@ -126,6 +128,8 @@ class Partition:
         self._first_known = 0  # the sequence that `first_offset` was learned from
         self._offsets = Chart()
         self._times = Chart()
+        self._sizes = Chart()  # the bytes that were seen before a block
+        self._seen_bytes = 0
         self._damaged: set[int] = set()
         self._watchers: set[Callable[[], None]] = set()
         self._catching_up = asyncio.Lock()
@@ -215,6 +219,7 @@ class Partition:
         self._first_sequence = state.first_sequence
         self._offsets.drop_below(self._first_sequence)
         self._times.drop_below(self._first_sequence)
+        self._sizes.drop_below(self._first_sequence)
         first = self._offsets.get(self._first_sequence)
         if first is None or self._times.get(self._first_sequence) is None:
             found = await self._fetch(self._first_sequence, 1, 1)
@@ -253,7 +258,8 @@ class Partition:
             # Not ours: it takes an offset of its own, and readers pass it by.
             self._note_damage(stored.sequence, len(stored.data), str(error))
             head = Head("", self.next_offset, 1, self.newest_ns, ())
-        self.fold(stored.sequence, head, len(stored.data))
+        size_bytes = len(stored.data) + len(stored.headers.get(block.HEAD, "")) + STORED_BYTES
+        self.fold(stored.sequence, head, size_bytes)
 
     def fold(self, sequence: int, head: Head, size_bytes: int) -> None:
         """The stream's `sequence` is the block `head`. What is known already is ignored."""
@@ -267,6 +273,8 @@ class Partition:
         self.newest_ns = max(self.newest_ns, head.stored_at_ns)
         self._offsets.add(sequence, head.base)
         self._times.add(sequence, head.stored_at_ns)
+        self._sizes.add(sequence, self._seen_bytes)
+        self._seen_bytes += size_bytes
         for producer, epoch, last in head.marks:
             self.durable.rebuild(producer, Mark(epoch, last, 0))
             self._marks.touch(producer)
@@ -290,8 +298,8 @@ class Partition:
     def stored(self, sent: Sent) -> None:
         """See `writer.Log`."""
         self._blocks.add(self.stream, Block(sent.sequence, sent.head, sent.payload))
-        self.size_bytes += len(sent.payload)
-        self.fold(sent.sequence, sent.head, len(sent.payload))
+        size_bytes = len(sent.payload) + len(sent.head.encode()) + STORED_BYTES
+        self.fold(sent.sequence, sent.head, size_bytes)
 
     def interrupt(self) -> None:
         """The stream's leader, or the connection, has changed."""
@@ -438,26 +446,45 @@ class Partition:
 
     # -- housekeeping ------------------------------------------------------------------
 
-    async def tend(self, stored_after_ns: int) -> None:
+    async def tend(self, bytes_max: int, stored_after_ns: int) -> None:
         """Look at the stream, save the producers' marks when it is time, let old blocks go."""
         if self.failure:
             return
         await self.catch_up()
         if self._marks.due:
             await self.save_marks()
-        await self._retain(stored_after_ns)
-
-    async def save_marks(self) -> None:
-        """Keep what is known of the producers, so that a start need not read the whole log."""
-        await self._marks.save(self.durable, self.tip, self.next_offset)
-
-    async def _retain(self, stored_after_ns: int) -> None:
-        """The last block stays for ever: it says which offset is next."""
-        oldest_ns = self._times.get(self._first_sequence)
-        if self.tip <= self._first_sequence or oldest_ns is None or oldest_ns > stored_after_ns:
-            return
-        last_old = await self._search(self._times, stored_after_ns)
-        keep = min(last_old + 1, self.tip)
+        keep = max(await self._keep_by_age(stored_after_ns), self._keep_by_size(bytes_max))
+        # The last block stays for ever: it says which offset is next.
+        keep = min(keep, self.tip)
         if keep > self._first_sequence:
             await self._cluster.call(f"STREAM.PURGE.{self.stream}", {"seq": keep})
             await self.catch_up()
+
+    async def save_marks(self) -> None:
+        """Keep what is known of the producers, so that a start need not read the whole log."""
+        if self._marks.stale:
+            await self._marks.save(self.durable, self.tip, self.next_offset)
+
+    async def _keep_by_age(self, stored_after_ns: int) -> int:
+        """The first block that is young enough."""
+        oldest_ns = self._times.get(self._first_sequence)
+        if oldest_ns is None or oldest_ns > stored_after_ns:
+            return self._first_sequence
+        return await self._search(self._times, stored_after_ns) + 1
+
+    def _keep_by_size(self, bytes_max: int) -> int:
+        """The first block that need not go; rather one too early than too late.
+
+        The sizes of blocks from before this broker's start are taken to be alike.
+        """
+        excess_bytes = self.size_bytes - bytes_max
+        known = self._sizes.first_beyond(-1)
+        if excess_bytes <= 0 or known is None:
+            return self._first_sequence
+        before = self._sizes.get(known) or 0
+        unknown_bytes = max(self.size_bytes - (self._seen_bytes - before), 0)
+        unknown = known - self._first_sequence
+        if unknown and excess_bytes < unknown_bytes:
+            return self._first_sequence + excess_bytes * unknown // unknown_bytes
+        rest_bytes = excess_bytes - (unknown_bytes if unknown else 0)
+        return self._sizes.last_at_most(before + rest_bytes) or known
