@@ -14,7 +14,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 class JetStreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The NATS cluster behind `engine: jetstream`."""
 
-    #: URLs of NATS servers (2.12 or later) with JetStream; `tls://` asks for TLS.
+    #: URLs of NATS servers (2.11 or later) with JetStream; `tls://` asks for TLS.
     servers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("nats://127.0.0.1:4222",)
     #: Copies of every message, each on a server of its own: 3 outlive the loss of one, 5 of two.
     replicas: Literal[1, 3, 5] = 3
@@ -28,6 +28,14 @@ class JetStreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     #: The certificate and key that the broker shows to the servers; empty: none.
     certificate_file: str = ""
     key_file: str = ""
+
+    def __repr__(self) -> str:  # a URL may hold a password, which is never logged
+        return ", ".join(self.addresses)
+
+    @property
+    def addresses(self) -> list[str]:
+        """The servers without users and passwords."""
+        return [url.rpartition("@")[2].rpartition("//")[2] for url in self.servers]
 
     @property
     def tls(self) -> bool:

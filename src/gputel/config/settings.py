@@ -8,7 +8,7 @@ import msgspec
 
 from gputel import limits
 from gputel.api.settings import ApiSettings
-from gputel.broker.settings import BrokerSettings
+from gputel.broker.settings import BrokerSettings, JetStreamSettings
 from gputel.collector.attribution.settings import AttributionSettings
 from gputel.collector.exporter.settings import ExporterSettings
 from gputel.collector.settings import CollectorSettings
@@ -85,7 +85,14 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "stream": StreamSettings,
     "observe": ObserveSettings,
 }
+#: Sections within sections, each to its struct.
+SUBSECTIONS: dict[tuple[str, str], type[msgspec.Struct]] = {
+    ("broker", "jetstream"): JetStreamSettings,
+}
 SCALARS = ("data_dir", "insecure")
-SECRETS = frozenset({("database", "password")})
+#: What no message repeats. URLs may hold a password.
+SECRETS: frozenset[tuple[str, ...]] = frozenset(
+    {("database", "password"), ("broker", "jetstream", "servers")}
+)
 
 assert {*SECTIONS, *SCALARS} == set(Config.__struct_fields__)

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, get_type_hints
 import msgspec
 from msgspec import inspect
 
-from gputel.config.settings import SECRETS, SECTIONS, Config
+from gputel.config.settings import SECRETS, SECTIONS, SUBSECTIONS, Config
 from gputel.errors import ConfigError
 
 Path = tuple[str, ...]
@@ -22,6 +22,8 @@ _ALLOWED: dict[Path, tuple[str, ...]] = {
     ("source", "kind"): ("auto", "nvml", "sim", "replay:PATH"),
     ("observe", "otlp_endpoint"): ("http://HOST:PORT", "https://HOST:PORT", "null"),
     ("message_queue", "address"): ("HOST:PORT", SEVERAL),
+    ("broker", "jetstream", "servers"): ("a list of nats://HOST:PORT or tls://HOST:PORT",),
+    ("broker", "jetstream", "namespace"): ("1 to 32 letters, digits, '_' and '-'",),
     ("message_queue", "topic"): ("letters, digits, '.', '_' and '-'",),
 }
 _SHORT = reprlib.Repr()
@@ -47,6 +49,12 @@ KEYS: dict[Path, Any] = {
         (section, name): hint
         for section, struct in SECTIONS.items()
         for name, hint in types(struct).items()
+        if (section, name) not in SUBSECTIONS
+    },
+    **{
+        (*section, name): hint
+        for section, struct in SUBSECTIONS.items()
+        for name, hint in types(struct).items()
     },
 }
 
@@ -67,6 +75,7 @@ def unknown_key(path: Path, origin: str) -> ConfigError:
     parent = path[:-1]
     if parent:
         known = [key[-1] for key in KEYS if key[:-1] == parent]
+        known += [key[-1] for key in SUBSECTIONS if key[:-1] == parent]
     else:
         known = list(Config.__struct_fields__)
     message = f"there is no such key{nearest(path[-1], known)}"

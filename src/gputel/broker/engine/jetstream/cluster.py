@@ -158,8 +158,7 @@ class Cluster:
 
     @property
     def _shown(self) -> str:
-        # A URL may hold a password.
-        return ", ".join(url.rpartition("@")[2] for url in self._settings.servers)
+        return ", ".join(self._settings.addresses)
 
     async def subscribe(self, subject: str, handler: Handler) -> None:
         """Have `handler` called for each message; it lasts over reconnects."""
