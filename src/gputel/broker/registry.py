@@ -120,7 +120,7 @@ class _Lease:
         self._sharing = sharing
         self._clock = clock
         self._until_ns = 0
-        self._released: dict[int, int] = {}
+        self._released: dict[int, int | None] = {}
         self._turn = asyncio.Lock()
         self._stirred = asyncio.Event()
         self._failure = ""
@@ -248,7 +248,5 @@ class _Lease:
         }
         group.hold(group.held - lost, {})
         for partition in lost:
-            position = group.cursors[partition].floor
-            if position is not None:
-                self._released[partition] = position
+            self._released[partition] = group.cursors[partition].floor
         return bool(lost)

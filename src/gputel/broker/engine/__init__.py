@@ -208,7 +208,7 @@ class Sharing(Protocol):
         partitions: int,
         members: int,
         positions: Mapping[int, int],
-        released: Mapping[int, int],
+        released: Mapping[int, int | None],
     ) -> Share:
         """Say that this broker lives, has `members`, and where it stands in what it holds and
         in what it has let go of. What `held` lacks must be let go of, and be said so."""

@@ -54,14 +54,15 @@ def take_turn(
     members: int,
     partitions: int,
     positions: Mapping[int, int],
-    released: Mapping[int, int],
+    released: Mapping[int, int | None],
     gone: Collection[str] = (),
 ) -> Turn:
     """The turn of `broker`, which stands at `positions` in what it holds and at `released` in
     what it has let go of; brokers `gone` have not been heard of for too long."""
     brokers = {name: of for name, of in page.brokers.items() if name not in gone}
     owners = {p: name for p, name in page.owners.items() if name in brokers}
-    stands = {**positions, **released}
+    # None: no member has begun with it, so that it stands where it did.
+    stands = {**positions, **{p: at for p, at in released.items() if at is not None}}
     places = page.positions | {p: at for p, at in stands.items() if page.owners.get(p) == broker}
     for partition in released:
         if owners.get(partition) == broker:

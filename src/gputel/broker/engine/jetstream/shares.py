@@ -82,7 +82,7 @@ class Shares:
         partitions: int,
         members: int,
         positions: Mapping[int, int],
-        released: Mapping[int, int],
+        released: Mapping[int, int | None],
     ) -> Share:
         key = _key(topic, group)
         while True:
