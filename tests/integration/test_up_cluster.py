@@ -85,7 +85,8 @@ def ailing(running: Running) -> list[str]:
 
 def count(running: Running, name: str, metric: str) -> float:
     """A counter of a service, over all of its labels."""
-    text = page(f"{status_urls(state_of(running))[name]}/metrics")
+    path = "/metrics/collector" if name == "collector" else "/metrics"
+    text = page(status_urls(state_of(running))[name] + path)
     return sum(map(float, re.findall(rf"^{metric}(?:{{.*}})? (\S+)$", text, re.MULTILINE)))
 
 
@@ -158,9 +159,13 @@ def test_whole_again_after_kill_9_and_no_sample_is_lost_or_doubled(
     os.kill(before.pid, signal.SIGKILL)
     until(lambda: state_of(cluster).services[name].restarts == before.restarts + 1, 5)
     until(lambda: not ailing(cluster), WHOLE_DEADLINE_S)
-    print(f"{which} ({name}): whole again after {time.monotonic() - killed_at:.1f} s")
+    whole_after_s = time.monotonic() - killed_at
     stored(cluster)
+    print(f"{which} ({name}): whole again after {whole_after_s:.1f} s")
     assert not gaps_and_doubles(cluster.ready)
+    assert count(cluster, "collector", "gputel_collector_sweeps_total") > 0
+    assert count(cluster, "collector", "gputel_collector_dropped_rows_total") == 0
+    assert count(cluster, "collector", "gputel_ring_dropped_rows_total") == 0
     after = state_of(cluster).services
     assert after[name].addresses == before.addresses
     assert after[name].pid != before.pid
