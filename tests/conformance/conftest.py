@@ -6,7 +6,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -42,7 +42,7 @@ def settings(request: pytest.FixtureRequest) -> Callable[..., BrokerSettings]:
     """Makes the settings of a broker with the engine under test, in a namespace of the test."""
     fixed: dict[str, Any] = {"listen": "127.0.0.1:0", "partitions": 2, "disk_reserve_bytes": 0}
     if request.param != "embedded":
-        replicas = 3 if request.param == "jetstream-r3" else 1
+        replicas: Literal[1, 3] = 3 if request.param == "jetstream-r3" else 1
         name = "three_nats_servers" if replicas == 3 else "one_nats_server"
         servers: NatsServers = request.getfixturevalue(name)
         fixed["engine"] = "jetstream"

@@ -10,6 +10,7 @@ takes free ones. Only a partition's owner moves its position. No I/O, no time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -98,10 +99,14 @@ def _quotas(
         return {}
     share, extra = divmod(partitions, total)
     quotas = {name: share * of.members for name, of in brokers.items()}
-    owned = {name: sum(owner == name for owner in owners.values()) for name in brokers}
-    # Who owns the most keeps the most; each member may have one of what can't be shared evenly.
-    for name in sorted(brokers, key=lambda name: (quotas[name] - owned[name], name)):
-        added = min(extra, brokers[name].members)
-        quotas[name] += added
-        extra -= added
+    owned = Counter(owners.values())
+    # Each member may have one of what can't be shared evenly. Who has some keeps them, and that
+    # does not change while what is too much is given back.
+    room = {name: of.members for name, of in brokers.items()}
+    for wanted in ({name: owned[name] - quotas[name] for name in quotas}, room):
+        for name in sorted(brokers):
+            added = min(extra, max(wanted[name], 0), room[name])
+            quotas[name] += added
+            room[name] -= added
+            extra -= added
     return quotas

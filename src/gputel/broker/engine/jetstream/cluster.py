@@ -37,6 +37,7 @@ NO_RESPONDERS: Final = "503"
 #: JetStream's own error numbers.
 MESSAGE_NOT_FOUND: Final = 10037
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
+NO_PEERS: Final = 10005
 STREAM_DIFFERS: Final = 10058
 NOT_ENABLED: Final = frozenset({10039, 10076})
 
@@ -150,6 +151,7 @@ class Cluster:
 
     async def close(self) -> None:
         """Let go of the connection, if there ever was one."""
+        self._closing = True
         if self._client.connected_url is None and not self._client.is_reconnecting:
             return
         self._closing = True
@@ -323,7 +325,8 @@ def _checked(what: str, answer: Msg) -> dict[str, Any]:
     error = found.get("error")
     if error is None:
         return found
-    if error.get("code") == 503:  # no leader, no quorum, no room in its queues
+    # No leader, no quorum, no room in its queues, or a server away that a replica needs.
+    if error.get("code") == 503 or error.get("err_code") == NO_PEERS:
         raise BrokerUnavailable(f"the NATS cluster: {error.get('description')}")
     raise Refused(what, error)
 

@@ -38,7 +38,7 @@ from gputel.observe import Health, Telemetry
 
 log = logging.getLogger(__name__)
 
-START_NS: Final = 20 * NS_PER_S
+START_NS: Final = 60 * NS_PER_S
 START_RETRY_S: Final = 0.2
 THROTTLE_MS: Final = 250
 TEND_S: Final = 1.0
