@@ -16,9 +16,9 @@ import msgspec
 import yaml
 
 from gputel.collector.attribution.settings import compile_patterns
-from gputel.config.listen import is_loopback, parse_address
+from gputel.config.listen import is_loopback, parse_address, parse_addresses
 from gputel.config.settings import SECTIONS, SUBSECTIONS, Config
-from gputel.config.values import KEYS, Given, convert, dotted, nearest, unknown_key
+from gputel.config.values import KEYS, SEVERAL, Given, convert, dotted, nearest, unknown_key
 from gputel.config.values import Path as KeyPath
 from gputel.config.yaml_file import parse_yaml, read_yaml
 from gputel.errors import ConfigError
@@ -35,6 +35,7 @@ LISTENERS: Final = (
     ("api", "listen"),
     ("collector", "listen"),
 )
+QUEUE: Final = ("message_queue", "address")
 MASK: Final = "********"
 _USERINFO: Final = re.compile("//[^/]*@")
 #: dcgm-exporter's variables that mean something here, so that its manifests can be kept.
@@ -231,13 +232,15 @@ def _keys_of(section: KeyPath, converted: Mapping[KeyPath, Any]) -> dict[str, An
 
 def _check_addresses(config: Config, values: Values) -> list[ConfigError]:
     errors = []
-    for path in (*LISTENERS, ("message_queue", "address")):
+    for path in (*LISTENERS, QUEUE):
         text = getattr(getattr(config, path[0]), path[1])
         origin = values[path].origin if path in values else "defaults"
         try:
-            address = parse_address(text)
+            address, *_ = parse_addresses(text) if path == QUEUE else (parse_address(text),)
         except ValueError as error:
-            allowed = ("HOST:PORT", "[IPV6]:PORT")
+            allowed = ["HOST:PORT", "[IPV6]:PORT"]
+            if path == QUEUE:
+                allowed.append(SEVERAL)
             errors.append(ConfigError(dotted(path), str(error), origin=origin, allowed=allowed))
             continue
         if path in LISTENERS and not is_loopback(address.host) and not config.insecure:

@@ -22,8 +22,9 @@ TOPIC_PATTERN = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.TOPIC_BYTES_MAX - 1}}}$
 class MessageQueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where collectors, sinks and streamers find the broker."""
 
-    #: gRPC address of the broker. `gputel up` starts its own broker here when the host is
-    #: this machine, and uses the one that is there otherwise.
+    #: gRPC address of the broker, or of all brokers of a cluster, as a list or separated by
+    #: commas: who loses one goes on with the next. `gputel up` starts its own broker here
+    #: when the host is this machine, and uses those that are there otherwise.
     address: str = "localhost:50051"
     #: Topic that carries the frames.
     topic: Annotated[str, msgspec.Meta(pattern=TOPIC_PATTERN)] = "telemetry"

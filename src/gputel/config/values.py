@@ -6,7 +6,7 @@ import difflib
 import math
 import reprlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, Final, NamedTuple, get_type_hints
 
 import msgspec
 from msgspec import inspect
@@ -16,10 +16,12 @@ from gputel.errors import ConfigError
 
 Path = tuple[str, ...]
 
+SEVERAL: Final = "several of them, as a list or separated by commas"
 #: What a pattern means, for people.
 _ALLOWED: dict[Path, tuple[str, ...]] = {
     ("source", "kind"): ("auto", "nvml", "sim", "replay:PATH"),
     ("observe", "otlp_endpoint"): ("http://HOST:PORT", "https://HOST:PORT", "null"),
+    ("message_queue", "address"): ("HOST:PORT", SEVERAL),
     ("broker", "jetstream", "servers"): ("a list of nats://HOST:PORT or tls://HOST:PORT",),
     ("broker", "jetstream", "namespace"): ("1 to 32 letters, digits, '_' and '-'",),
     ("message_queue", "topic"): ("letters, digits, '.', '_' and '-'",),
@@ -88,6 +90,8 @@ def convert(path: Path, given: Given) -> Any:
     if path == ("collector", "listen") and isinstance(value, str) and value.startswith(":"):
         # dcgm-exporter's way to say: on all addresses. `insecure` has still to be said.
         value = f"0.0.0.0{value}"  # noqa: S104
+    if path == ("message_queue", "address") and isinstance(value, list):
+        value = ",".join(value) if all(isinstance(one, str) for one in value) else value
     if given.text and _is_list(path):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if given.text and value in ("", "null") and _optional(path):

@@ -154,6 +154,7 @@ class Cluster:
         self._closing = True
         if self._client.connected_url is None and not self._client.is_reconnecting:
             return
+        self._closing = True
         with contextlib.suppress(OSError, nats.errors.Error):
             await self._client.close()
 
