@@ -72,7 +72,7 @@ class FakeCluster:
         with contextlib.suppress(Refused):
             stream.store(headers, data)
 
-    async def state(self, stream: str) -> StreamState:
+    async def state(self, stream: str, *, timeout_s: float = 0) -> StreamState:
         await self._travel()
         of = self.streams[stream]
         first = of.messages[0].sequence if of.messages else of.last_sequence + 1

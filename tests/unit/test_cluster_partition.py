@@ -135,6 +135,32 @@ async def test_an_older_epoch_that_waits_is_never_called_durable() -> None:
         assert [record.producer for record in await read_all(a)] == ["p", "q"]
 
 
+async def test_a_block_of_another_broker_right_behind_ours_stops_nobody() -> None:
+    """Its word may come before the answer to ours: the chain goes on behind it."""
+    fake, bucket = cluster(), FakeBucket()
+    async with opened(fake, bucket, "a") as a, opened(fake, bucket, "b") as b:
+        held = asyncio.Event()
+        publish, stored = fake.publish, asyncio.Event()
+
+        async def slow(subject: str, data: bytes, headers: dict[str, str]) -> int:
+            sequence = await publish(subject, data, headers)
+            stored.set()
+            await held.wait()
+            return sequence
+
+        fake.publish = slow  # type: ignore[method-assign]
+        first = a.append("p", 1, 1, b"k", b"1")
+        await stored.wait()
+        fake.publish = publish  # type: ignore[method-assign]
+        await b.catch_up()
+        await durable(b, b.append("q", 1, 1, b"k", b"1"))
+        await a.catch_up()
+        assert a.is_durable(first)
+        second = a.append("p", 1, 2, b"k", b"2")
+        held.set()
+        await durable(a, second)
+
+
 async def test_producers_are_known_after_a_start_beyond_what_is_kept() -> None:
     fake, bucket = cluster(), FakeBucket()
     async with opened(fake, bucket) as partition:

@@ -237,9 +237,9 @@ class Cluster:
             if refused.number != STREAM_DIFFERS:
                 raise
 
-    async def state(self, stream: str) -> StreamState:
+    async def state(self, stream: str, *, timeout_s: float = REQUEST_S) -> StreamState:
         """What a stream holds, by the word of its leader."""
-        state = (await self.call(f"STREAM.INFO.{stream}"))["state"]
+        state = (await self.call(f"STREAM.INFO.{stream}", timeout_s=timeout_s))["state"]
         return StreamState(state["first_seq"], state["last_seq"], state["messages"], state["bytes"])
 
     async def read(

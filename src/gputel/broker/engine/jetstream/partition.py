@@ -22,7 +22,13 @@ from gputel.broker.engine import Chunk, Message, PartitionFailed
 from gputel.broker.engine.jetstream import block
 from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.chart import Chart
-from gputel.broker.engine.jetstream.cluster import Cluster, Refused, Stored, StreamState
+from gputel.broker.engine.jetstream.cluster import (
+    REQUEST_S,
+    Cluster,
+    Refused,
+    Stored,
+    StreamState,
+)
 from gputel.broker.engine.jetstream.marks import Marks
 from gputel.broker.engine.jetstream.writer import Sent, Writer
 from gputel.broker.engine.memory import Backlog
@@ -202,11 +208,11 @@ class Partition:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def catch_up(self) -> None:
+    async def catch_up(self, timeout_s: float = REQUEST_S) -> None:
         """See `PartitionLog.catch_up`."""
         if self.failure:
             return
-        state = await self._cluster.state(self.stream)
+        state = await self._cluster.state(self.stream, timeout_s=timeout_s)
         await self._fold_to(state.last_sequence)
         await self._note(state)
 
