@@ -154,7 +154,10 @@ class JetStreamEngine:
                 return await step()
             except BrokerUnavailable as error:
                 if self._clock.monotonic_ns() >= deadline_ns:
-                    raise
+                    raise BrokerUnavailable(
+                        str(error),
+                        hint="does nats-server run with JetStream, and a majority of it?",
+                    ) from None
                 log.debug("tried again: %s", error)
             await self._clock.sleep(START_RETRY_S)
 
