@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from gputel.config.settings import SECTIONS, Config
+from gputel.config.settings import SECTIONS, SUBSECTIONS, Config
 from gputel.config.values import KEYS, allowed_text
 from gputel.store.settings import DatabaseSettings
 
@@ -96,10 +96,23 @@ def render_yaml() -> str:
             lines.append(f"{off}{section}:")
         notes = comments(struct)
         for name, value in defaults(struct).items():
+            inner = SUBSECTIONS.get((section, name))
+            if inner is not None:
+                lines += _subsection(name, inner)
+                continue
             lines += [f"{off}  # {comment}" for comment in notes.get(name, [])]
             lines.append(f"{off}  {name}: {scalar(value)}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _subsection(section: str, struct: type[msgspec.Struct]) -> list[str]:
+    lines = [f"  # {first_line(struct)}", f"  {section}:"]
+    notes = comments(struct)
+    for name, value in defaults(struct).items():
+        lines += [f"    # {comment}" for comment in notes.get(name, [])]
+        lines.append(f"    {name}: {scalar(value)}")
+    return lines
 
 
 def render_markdown() -> str:
@@ -107,7 +120,11 @@ def render_markdown() -> str:
     lines = [MARKDOWN_HEAD, "## Top level", "", *_table((), Config, skip=set(SECTIONS))]
     for section, struct in SECTIONS.items():
         lines += ["", f"## `{section}`", "", inspect.getdoc(struct) or "", ""]
-        lines += _table((section,), struct, skip=set())
+        inner = {path: of for path, of in SUBSECTIONS.items() if path[0] == section}
+        lines += _table((section,), struct, skip={path[1] for path in inner})
+        for path, of in inner.items():
+            lines += ["", f"## `{'.'.join(path)}`", "", inspect.getdoc(of) or "", ""]
+            lines += _table(path, of, skip=set())
     return "\n".join(lines) + "\n"
 
 

@@ -71,6 +71,10 @@ class EmbeddedPostgresError(GputelError):
     """The embedded PostgreSQL can't be prepared or started."""
 
 
+class NatsServerError(GputelError):
+    """A nats-server can't be found, prepared or started."""
+
+
 class BrokerUnavailable(GputelError):
     """The broker can't be reached or closed the stream."""
 

@@ -26,13 +26,15 @@ MESSAGES = 3000
 BROKER = """
 import asyncio, sys
 from pathlib import Path
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import BrokerSettings
 from gputel.observe import Health, Telemetry
 
 async def main():
     settings = BrokerSettings(listen="127.0.0.1:0", partitions=3, segment_bytes=1 << 20)
-    server = BrokerServer(settings, Path(sys.argv[1]), Telemetry("broker"), Health("broker"))
+    engine = make_engine(settings, Path(sys.argv[1]))
+    server = BrokerServer(settings, engine, Telemetry("broker"), Health("broker"))
     await server.start()
     print(server.address, flush=True)
     await asyncio.Event().wait()

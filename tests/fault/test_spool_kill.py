@@ -18,6 +18,7 @@ import pytest
 
 from gputel import broker, wire
 from gputel.broker import BrokerSettings, Delivery
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.collector.spool.files import Spool
 from gputel.collector.spool.watermark import Watermark
@@ -95,7 +96,8 @@ class Broker:
     async def start(self) -> None:
         self._telemetry = Telemetry("broker")
         settings = BrokerSettings(listen=self.address, partitions=3, disk_reserve_bytes=0)
-        self._server = BrokerServer(settings, self._place, self._telemetry, Health("broker"))
+        engine = make_engine(settings, self._place)
+        self._server = BrokerServer(settings, engine, self._telemetry, Health("broker"))
         await self._server.start()
         self.address = self._server.address
 

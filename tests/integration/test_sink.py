@@ -14,6 +14,7 @@ from gputel import broker as broker_package
 from gputel import store as store_package
 from gputel import wire
 from gputel.broker import BrokerClient, BrokerSettings
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.collector.settings import CollectorSettings
@@ -37,7 +38,8 @@ async def client(tmp_path: Path) -> AsyncGenerator[BrokerClient]:
     """A client of a broker of this test's own, with two partitions."""
     telemetry = Telemetry("broker")
     settings = BrokerSettings(listen="127.0.0.1:0", partitions=2, disk_reserve_bytes=0)
-    server = BrokerServer(settings, tmp_path / "broker", telemetry, Health("broker"))
+    engine = make_engine(settings, tmp_path / "broker")
+    server = BrokerServer(settings, engine, telemetry, Health("broker"))
     await server.start()
     client = await broker_package.connect(server.address)
     yield client

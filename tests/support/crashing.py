@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gputel.broker.engine.disk import Disk
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import SystemClock
@@ -177,21 +178,16 @@ async def main(plan: Plan) -> None:
     """Serve until killed; a partition that failed ends the process, as a supervisor would."""
     _write_short(plan)
     clock = JumpingClock()
-    server = BrokerServer(
-        BrokerSettings(
-            listen="127.0.0.1:0",
-            partitions=plan.partitions,
-            segment_bytes=1 << 20,
-            disk_reserve_bytes=0,
-            fsync=plan.fsync,  # type: ignore[arg-type]
-            fsync_interval_ms=60_000,
-        ),
-        Path(plan.data_dir),
-        Telemetry("broker"),
-        Health("broker"),
-        clock,
-        disk=CrashingDisk(plan),
+    settings = BrokerSettings(
+        listen="127.0.0.1:0",
+        partitions=plan.partitions,
+        segment_bytes=1 << 20,
+        disk_reserve_bytes=0,
+        fsync=plan.fsync,  # type: ignore[arg-type]
+        fsync_interval_ms=60_000,
     )
+    engine = make_engine(settings, Path(plan.data_dir), clock=clock, disk=CrashingDisk(plan))
+    server = BrokerServer(settings, engine, Telemetry("broker"), Health("broker"), clock)
     await server.start()
     print(server.address, flush=True)
     draw = random.Random(plan.seed + 2)

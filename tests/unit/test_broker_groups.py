@@ -137,7 +137,7 @@ def test_partitions_are_shared_evenly_and_stay_where_they_are(partitions: int) -
             members.append(change[1])
         else:
             members.remove(change[1])
-        assigned = assign(partitions, members, held)
+        assigned = assign(range(partitions), members, held)
         counts = [list(assigned.values()).count(m) for m in members]
         assert set(assigned) == set(range(partitions))
         assert max(counts) - min(counts) <= 1
@@ -147,7 +147,7 @@ def test_partitions_are_shared_evenly_and_stay_where_they_are(partitions: int) -
         else:  # only what was held by the one that left moves
             assert all(assigned[p] == owner for p, owner in held.items() if owner in members)
         held = assigned
-    assert assign(partitions, [], held) == {}
+    assert assign(range(partitions), [], held) == {}
 
 
 def member(name: str, wakes: list[str]) -> Member:

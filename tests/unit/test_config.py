@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gputel import config
-from gputel.config import Config, load
+from gputel.config import Config, load, parse_addresses
 from gputel.config.settings import SECTIONS
 from gputel.errors import ConfigError
 from gputel.store.settings import DatabaseSettings
@@ -66,6 +66,14 @@ def test_the_first_generations_file_loads_unchanged() -> None:
     assert (collector.ack_timeout_seconds, collector.worker_count) == (30, 3)
 
 
+@pytest.mark.parametrize("text", ["[a:1, '[::1]:2']", "'a:1,[::1]:2'", "'a:1 , [::1]:2'"])
+def test_brokers_as_a_list_or_a_text(tmp_path: Path, text: str) -> None:
+    loaded = load(write(tmp_path, f"message_queue: {{address: {text}}}"), environment={})
+    assert parse_addresses(loaded.message_queue.address) == (("a", 1), ("::1", 2))
+    variable = {"GPUTEL_MESSAGE_QUEUE__ADDRESS": "a:1,[::1]:2"}
+    assert load(environment=variable).message_queue.address == "a:1,[::1]:2"
+
+
 def test_precedence_is_file_environment_flag(tmp_path: Path) -> None:
     file = write(tmp_path, "collector: {fast_hz: 2, medium_hz: 2, slow_hz: 2}")
     environment = {"GPUTEL_COLLECTOR__MEDIUM_HZ": "3", "GPUTEL_COLLECTOR__SLOW_HZ": "3"}
@@ -84,6 +92,11 @@ def test_precedence_is_file_environment_flag(tmp_path: Path) -> None:
         ("GPUTEL_SOURCE__SPEED", "max", lambda c: c.source.speed == 0),
         ("GPUTEL_SOURCE__NODE", "7", lambda c: c.source.node == "7"),
         ("GPUTEL_DATABASE__PASSWORD", "12", lambda c: c.database.password == "12"),
+        (
+            "GPUTEL_BROKER__JETSTREAM__SERVERS",
+            "nats://a:1, nats://b:2",
+            lambda c: c.broker.jetstream.servers == ("nats://a:1", "nats://b:2"),
+        ),
         ("GPUTEL_OBSERVE__OTLP_ENDPOINT", "", lambda c: c.observe.otlp_endpoint is None),
     ],
 )
@@ -113,6 +126,17 @@ def test_reserved_variables_are_no_settings(name: str) -> None:
         ("api: {listen: '1.2.3.4:99999'}", "api.listen", ["0 to 65535"]),
         ("api: {listen: '::1:80'}", "api.listen", ["brackets"]),
         ("message_queue: {address: ''}", "message_queue.address", ["HOST:PORT"]),
+        ("message_queue: {address: []}", "message_queue.address", ["as a list"]),
+        ("message_queue: {address: [a:1, 2]}", "message_queue.address", ["can't be used", "list"]),
+        ("message_queue: {address: [a:1, b]}", "message_queue.address", ["'b' has no port"]),
+        ("message_queue: {address: 'a:1,,b:2'}", "message_queue.address", ["'' has no port"]),
+        ("message_queue: {address: 'a:1, a:1'}", "message_queue.address", ["a:1 stands twice"]),
+        ("message_queue: {address: 'a:1,b:x'}", "message_queue.address", ["'x' is no port"]),
+        ("broker: {jetstream: {replica: 1}}", "broker.jetstream.replica", ["mean replicas?"]),
+        ("broker: {jetstream: {replicas: 2}}", "broker.jetstream.replicas", ["1, 3, 5"]),
+        ("broker: {jetstream: 3}", "broker.jetstream", ["key: value"]),
+        ("broker: {jetstrem: {}}", "broker.jetstrem", ["did you mean jetstream?"]),
+        ("broker: {jetstream: {servers: []}}", "broker.jetstream.servers", ["nats://HOST:PORT"]),
         ("message_queue: {topic: 'a b'}", "message_queue.topic", ["letters"]),
         ("stream: {listen: '0.0.0.0:80'}", "stream.listen", ["--insecure"]),
         ("sink: {listen: 'example.com:80'}", "sink.listen", ["insecure: true"]),
@@ -172,6 +196,10 @@ def test_insecure_lets_listeners_out() -> None:
 
 def test_secrets_are_masked_and_never_in_an_error(tmp_path: Path) -> None:
     loaded = load(environment={"GPUTEL_DATABASE__PASSWORD": "tops3cret"})
+    assert "tops3cret" not in config.dump(loaded)
+    assert "tops3cret" not in repr(loaded)
+    servers = "nats://user:tops3cret@a:1,nats://b:2"
+    loaded = load(environment={"GPUTEL_BROKER__JETSTREAM__SERVERS": servers})
     assert "tops3cret" not in config.dump(loaded)
     assert "tops3cret" not in repr(loaded)
     assert "[1234567]" not in str(fails(tmp_path, "database: {password: [1234567]}"))

@@ -13,28 +13,20 @@ from gputel.broker import names, statuses
 from gputel.broker.dead_letters import Undertaker
 from gputel.broker.engine import Engine, PartitionLog, TopicLog
 from gputel.broker.groups import Group
+from gputel.broker.registry import Registry
 from gputel.broker.statuses import Context, GroupInUse
 from gputel.errors import GputelError, InputError, NotFound
 
 FETCH_MESSAGES_MAX: Final = 1000
 
-Groups = Mapping[tuple[str, str], Group]
-
 
 class Admin:
-    """Answers over `engine` and the server's `groups`; `make_group(topic, name, partitions)`."""
+    """Answers over `engine` and the groups of `registry`."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        groups: Groups,
-        undertaker: Undertaker,
-        make_group: Callable[[str, str, int], Group],
-    ) -> None:
+    def __init__(self, engine: Engine, registry: Registry, undertaker: Undertaker) -> None:
         self._engine = engine
-        self._groups = groups
+        self._registry = registry
         self._undertaker = undertaker
-        self._make_group = make_group
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """Method name to handler."""
@@ -46,6 +38,7 @@ class Admin:
         }
 
     async def _list_topics(self, _: mq.ListTopicsRequest) -> mq.ListTopicsResponse:
+        await self._engine.refresh()
         response = mq.ListTopicsResponse()
         for name, topic in sorted(self._engine.topics.items()):
             listed = response.topics.add(name=name, id=topic.id)
@@ -62,37 +55,33 @@ class Admin:
         return response
 
     async def _list_groups(self, _: mq.ListGroupsRequest) -> mq.ListGroupsResponse:
+        await self._engine.refresh()
+        await self._registry.refresh()
         response = mq.ListGroupsResponse()
-        for (topic, name), group in sorted(self._groups.items()):
-            listed = response.groups.add(topic=topic, group=name, members=len(group.members))
+        for (topic, name), group in sorted(self._registry.groups.items()):
+            members = len(group.members) + group.members_elsewhere
+            listed = response.groups.add(topic=topic, group=name, members=members)
             logs = self._engine.topics[topic].partitions
             listed.positions.extend(_positions(group, logs, group.positions))
         return response
 
     async def _seek(self, request: mq.SeekRequest) -> mq.SeekResponse:
-        topic = self._topic(request.topic)
+        topic = await self._topic(request.topic)
         names.check_group(request.group)
         logs = topic.partitions
         wanted = sorted(set(request.partitions)) or range(len(logs))
         targets = {of.index: await _target(of, request) for of in map(_in(topic), wanted)}
-        group = self._make_group(request.topic, request.group, len(logs))
+        group = self._registry.open(request.topic, request.group, len(logs))
         # What was given up before is buried first: the cursors that know of it are replaced.
         await self._undertaker.bury(group)
         if any(cursor.dead for cursor in group.cursors):
             raise GroupInUse(f"group {group.name!r} has dead letters that can't be moved yet")
-        if group.members:
-            raise GroupInUse(
-                f"group {group.name!r} of topic {group.topic!r} has {len(group.members)} members",
-                hint="stop them first: a member would go on from where it stands",
-            )
-        group.seek(targets)
-        positions = group.positions
-        await self._engine.save_positions(request.topic, request.group, positions)
-        group.saved(positions)
+        await self._registry.seek(group, targets)
         return mq.SeekResponse(positions=_positions(group, logs, targets))
 
     async def _fetch(self, request: mq.FetchRequest) -> mq.FetchResponse:
-        of = _in(self._topic(request.topic))(request.partition)
+        of = _in(await self._topic(request.topic))(request.partition)
+        await of.catch_up()
         count = min(request.messages_max or FETCH_MESSAGES_MAX, FETCH_MESSAGES_MAX)
         chunk = await of.read(request.offset, count, limits.BATCH_BYTES_MAX)
         return mq.FetchResponse(
@@ -111,9 +100,9 @@ class Admin:
             next_offset=chunk.next_offset,
         )
 
-    def _topic(self, name: str) -> TopicLog:
+    async def _topic(self, name: str) -> TopicLog:
         names.check_topic(name)
-        topic = self._engine.topics.get(name)
+        topic = await self._engine.find_topic(name)
         if topic is None:
             raise NotFound(f"there is no topic {name!r}")
         return topic
@@ -131,6 +120,7 @@ def _in(topic: TopicLog) -> Callable[[int], PartitionLog]:
 
 async def _target(of: PartitionLog, request: mq.SeekRequest) -> int:
     kind = request.WhichOneof("to")
+    await of.catch_up()
     if kind == "time_ns":
         return await of.offset_at(request.time_ns)
     if kind == "offset":

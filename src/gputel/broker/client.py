@@ -14,25 +14,29 @@ from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
 from gputel.broker.consumer import Consumer, OnAssign, OnRevoke, StartAt
 from gputel.broker.publisher import Publisher
+from gputel.broker.rotation import Brokers
 from gputel.clock import SYSTEM_CLOCK, Clock
+from gputel.errors import BrokerUnavailable
 
 _Response = TypeVar("_Response", bound=Message)
 
 
 async def connect(address: str, *, clock: Clock = SYSTEM_CLOCK) -> BrokerClient:
-    """A client of the broker at `address` (`host:port`).
+    """A client of the broker at `address` (`host:port`), or of all brokers of a cluster
+    (`host:port,host:port`).
 
     Never raises for a broker that is away: publishers and consumers connect by themselves,
-    as often as it takes.
+    to whichever broker serves, as often as it takes.
     """
-    return BrokerClient(transport.open_channel(address), address, clock)
+    return BrokerClient(address, clock)
 
 
 class BrokerClient:
-    """Makes publishers and consumers over one connection; close them before the client."""
+    """Makes publishers and consumers; close them before the client."""
 
-    def __init__(self, channel: grpc.aio.Channel, address: str, clock: Clock) -> None:
-        self._channel = channel
+    def __init__(self, address: str, clock: Clock) -> None:
+        self._brokers = Brokers([one.strip() for one in address.split(",")])
+        self._asked = self._brokers.rotation()
         self._clock = clock
         self.address = address
 
@@ -50,7 +54,7 @@ class BrokerClient:
         `on_change` is called whenever it has connected, got an acknowledgement or failed.
         """
         return Publisher(
-            self._channel,
+            self._brokers.rotation(),
             topic,
             producer,
             epoch,
@@ -81,7 +85,7 @@ class BrokerClient:
         """
         start = start_at or (StartAt.EARLIEST if group else StartAt.LATEST)
         return Consumer(
-            self._channel,
+            self._brokers.rotation(),
             mq.ConsumeOpen(
                 topic=topic,
                 group=group,
@@ -136,17 +140,26 @@ class BrokerClient:
         return await self._ask("Fetch", request, mq.FetchResponse)
 
     async def _ask(self, method: str, request: Message, response: type[_Response]) -> _Response:
-        call: Callable[..., Any] = self._channel.unary_unary(
-            f"/{transport.SERVICE}/{method}",
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=response.FromString,
-        )
-        try:
-            answer: _Response = await call(request, timeout=transport.UNARY_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise transport.refusal(error) or transport.unavailable(self.address, error) from None
-        return answer
+        """Ask one broker, and each of the others while none answers."""
+        problems = []
+        for _ in self._brokers.addresses:
+            call: Callable[..., Any] = self._asked.channel.unary_unary(
+                f"/{transport.SERVICE}/{method}",
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=response.FromString,
+            )
+            try:
+                answer: _Response = await call(request, timeout=transport.UNARY_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                refusal = transport.refusal(error)
+                if refusal is not None:
+                    raise refusal from None
+                problems.append(f"broker {self._asked.address}: {transport.said(error)}")
+                self._asked.failed()
+            else:
+                return answer
+        raise BrokerUnavailable("; ".join(problems), hint="is it running?")
 
     async def close(self) -> None:
-        """Close the connection."""
-        await self._channel.close()
+        """Close the connections."""
+        await self._brokers.close()

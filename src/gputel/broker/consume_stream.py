@@ -102,18 +102,20 @@ class ConsumeStream:
                 self.member.credit_bytes += request.credit.bytes
                 self._wake.set()
             elif kind == "position":
-                self._position(request.position)
+                await self._position(request.position)
             elif kind in ("ack", "nak", "in_progress", "term"):
                 self._group.settle(self.member, request, now_ns)
             else:
                 raise InputError("behind `open` a Consume stream carries other requests only")
 
-    def _position(self, position: mq.Position) -> None:
+    async def _position(self, position: mq.Position) -> None:
         if position.partition >= len(self._logs):
             raise InputError(
                 f"position: partition {position.partition}, the topic has {len(self._logs)}"
             )
         of = self._logs[position.partition]
+        # The member may know of messages that another broker has stored.
+        await of.catch_up()
         self._group.position(
             self.member, position, first_offset=of.first_offset, end_offset=of.next_offset
         )

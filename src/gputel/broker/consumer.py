@@ -21,6 +21,7 @@ import grpc.aio
 
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
+from gputel.broker.rotation import Rotation
 from gputel.clock import Clock
 from gputel.errors import GputelError
 
@@ -58,7 +59,7 @@ class Consumer:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        rotation: Rotation,
         open_: mq.ConsumeOpen,
         *,
         messages: int,
@@ -67,7 +68,7 @@ class Consumer:
         on_revoke: OnRevoke | None,
         clock: Clock,
     ) -> None:
-        self._channel = channel
+        self._rotation = rotation
         self._open = open_
         self._observer = not open_.group
         self._messages_max = messages
@@ -195,38 +196,39 @@ class Consumer:
 
     # -- connection --------------------------------------------------------------------
 
+    @property
+    def _broker(self) -> str:
+        return f"broker {self._rotation.address}"
+
     async def _run(self) -> None:
-        backoff = transport.Backoff()
         try:
             while True:
                 try:
-                    await self._connection(backoff)
+                    await self._connection()
                 except grpc.aio.AioRpcError as error:
                     failure = transport.fatal(error)
                     if failure is not None:
                         raise failure from None
                     if self.connected:
-                        log.warning(
-                            "broker connection lost: %s", error.details() or error.code().name
-                        )
+                        log.warning("%s: connection lost: %s", self._broker, transport.said(error))
                 except TimeoutError:
-                    log.debug("the broker did not answer in %s s", transport.OPEN_TIMEOUT_S)
+                    log.debug("%s: no answer in %s s", self._broker, transport.OPEN_TIMEOUT_S)
                 finally:
                     self.connected = False
                     await self._assign(frozenset(), 0)
                 self.reconnects += 1
-                await self._clock.sleep(backoff.next_s())
+                await self._clock.sleep(self._rotation.failed())
         except GputelError as failure:
             self._failure = failure
             self._arrived.set()
 
-    async def _connection(self, backoff: transport.Backoff) -> None:
+    async def _connection(self) -> None:
         self._outbox.clear()
         self._acks.clear()
         if not self._observer:
             self._queue.clear()
             self._held.clear()
-        call = transport.consume_call(self._channel)
+        call = transport.consume_call(self._rotation.channel)
         writer: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(transport.OPEN_TIMEOUT_S):
@@ -235,7 +237,7 @@ class Consumer:
             if first is None:
                 return
             self.connected = True
-            backoff.reset()
+            self._rotation.serves()
             self._credit_messages = self._messages_max - len(self._held)
             self._credit_bytes = max(1, self._bytes_max - sum(self._held.values()))
             self._wake_writer.set()

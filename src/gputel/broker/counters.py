@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from gputel.broker.dead_letters import Undertaker
-from gputel.broker.engine.embedded import EmbeddedEngine
-from gputel.broker.engine.partition import Partition
+from gputel.broker.engine import Engine, PartitionLog
 from gputel.broker.groups import Group
 from gputel.observe import Health, Telemetry
 
@@ -20,7 +19,7 @@ class Counters:
         self,
         telemetry: Telemetry,
         health: Health,
-        engine: EmbeddedEngine,
+        engine: Engine,
         undertaker: Undertaker,
     ) -> None:
         self._engine = engine
@@ -47,21 +46,6 @@ class Counters:
             lambda: sum(bool(p.failure) for p in self._partitions()),
         )
         count(
-            "gputel_broker_commits",
-            "Group commits",
-            lambda: engine.committer.commits if engine.committer else 0,
-        )
-        count(
-            "gputel_broker_retired_segments",
-            "Segments deleted by retention",
-            lambda: engine.committer.segments_retired if engine.committer else 0,
-        )
-        level(
-            "gputel_broker_free_bytes",
-            "Free space where the logs lie",
-            lambda: engine.committer.free_bytes if engine.committer else 0,
-        )
-        count(
             "gputel_broker_dead_letters",
             "Messages given up, by where they went",
             lambda: [
@@ -70,15 +54,13 @@ class Counters:
                 (undertaker.lost, {"to": "lost"}),
             ],
         )
-        health.live("committer", self._check_committer)
         health.live("partitions", self._check_partitions)
-        health.ready("disk", self._check_disk)
 
-    def _partitions(self) -> Iterator[Partition]:
+    def _partitions(self) -> Iterator[PartitionLog]:
         for topic in tuple(self._engine.topics.values()):
             yield from topic.partitions
 
-    def _each(self, value: Callable[[Partition], int]) -> Callable[[], Labelled]:
+    def _each(self, value: Callable[[PartitionLog], int]) -> Callable[[], Labelled]:
         def read() -> Labelled:
             return [
                 (
@@ -122,17 +104,6 @@ class Counters:
             max(logs[index].next_offset - floor, 0) for index, floor in group.positions.items()
         )
 
-    def _check_committer(self) -> str | None:
-        committer = self._engine.committer
-        if committer is None or committer.alive:
-            return None
-        return "the committer's thread has ended"
-
     def _check_partitions(self) -> str | None:
         failed = [f"{p.name}: {p.failure}" for p in self._partitions() if p.failure]
         return "; ".join(failed) or None
-
-    def _check_disk(self) -> str | None:
-        if not self._engine.throttle_ms():
-            return None
-        return "the disk is full or its reserve is touched: producers are told to wait"

@@ -118,6 +118,20 @@ class Cursor:
         self._forget()
         self.started = False
 
+    def resume_at(self, saved: int | None) -> None:
+        """Where another broker, which has served the partition, has come to."""
+        assert not self.started
+        if saved != self.saved:
+            self.saved = saved
+            self.next_offset = saved or 0
+            self._drop_below(self.next_offset)
+
+    def hand_over(self) -> None:
+        """Another broker goes on: what was to be buried here is delivered again there."""
+        assert not self.started
+        self.dead.clear()
+        self._buried = {o: done for o, done in self._buried.items() if done}
+
     def _forget(self) -> None:
         self.run += 1
         self._outstanding.clear()

@@ -5,7 +5,7 @@ No I/O: the server feeds requests and time in, and looks at what has changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,13 +17,15 @@ LEASE_NS: Final = 15 * NS_PER_S
 NAK_DELAY_NS_MAX: Final = 3600 * NS_PER_S
 
 
-def assign(partitions: int, members: Sequence[str], held: Mapping[int, str]) -> dict[int, str]:
+def assign(
+    partitions: Collection[int], members: Sequence[str], held: Mapping[int, str]
+) -> dict[int, str]:
     """Partition -> member: as even as possible, and moving as few as possible from `held`."""
     if not members:
         return {}
-    share, extra = divmod(partitions, len(members))
+    share, extra = divmod(len(partitions), len(members))
     kept: dict[str, list[int]] = {member: [] for member in members}
-    for partition in range(partitions):
+    for partition in partitions:
         if held.get(partition) in kept:
             kept[held[partition]].append(partition)
     # The members that hold the most get the shares that are larger by one.
@@ -33,7 +35,7 @@ def assign(partitions: int, members: Sequence[str], held: Mapping[int, str]) -> 
     for member, quota in quotas.items():
         assigned.update(dict.fromkeys(kept[member][:quota], member))
         quotas[member] = quota - min(quota, len(kept[member]))
-    free = iter([partition for partition in range(partitions) if partition not in assigned])
+    free = iter([partition for partition in partitions if partition not in assigned])
     for member, quota in quotas.items():
         for _ in range(quota):
             assigned[next(free)] = member
@@ -87,6 +89,11 @@ class Group:
         self.late = 0  # acknowledgements that came too late, or for nothing
         self.timeouts = 0
         self.leases_lost = 0
+        self.members_elsewhere = 0  # at other brokers
+        #: The partitions that this broker serves: all of them, unless it shares them.
+        self.held = frozenset(range(partitions))
+        #: Called when a member has come or gone.
+        self.on_members: Callable[[], None] = lambda: None
         self._generation = 0
         self._saved = self.positions
 
@@ -95,6 +102,29 @@ class Group:
         """Partition -> next offset, of the partitions that have one."""
         floors = ((index, cursor.floor) for index, cursor in enumerate(self.cursors))
         return {index: floor for index, floor in floors if floor is not None}
+
+    @property
+    def held_positions(self) -> dict[int, int]:
+        """The positions of what this broker serves."""
+        return {index: floor for index, floor in self.positions.items() if index in self.held}
+
+    def hold(self, held: frozenset[int], positions: Mapping[int, int]) -> None:
+        """Serve `held` from now on; what is new in it begins at `positions`."""
+        if held == self.held:
+            return
+        for partition in held - self.held:
+            self.cursors[partition].resume_at(positions.get(partition))
+        left, self.held = self.held - held, held
+        self._rebalance()
+        for partition in left:
+            self.cursors[partition].hand_over()
+
+    def look(self, positions: Mapping[int, int], members_elsewhere: int) -> None:
+        """Where the group stands in what other brokers serve, and how many members they have."""
+        self.members_elsewhere = members_elsewhere
+        for partition, position in positions.items():
+            if partition not in self.held and partition < len(self.cursors):
+                self.cursors[partition].resume_at(position)
 
     def unsaved(self) -> dict[int, int] | None:
         """The positions when they have changed since `saved` was last told."""
@@ -115,7 +145,8 @@ class Group:
         """A new member; the partitions are shared anew."""
         member.renew(now_ns)
         self.members[member.name] = member
-        self._rebalance(lost=False)
+        self._rebalance()
+        self.on_members()
 
     def leave(self, member: Member, *, lost: bool) -> None:
         """A member has gone: `lost` when it did not say so."""
@@ -124,11 +155,12 @@ class Group:
                 self.cursors[partition].stop(lost=lost)
             member.partitions = frozenset()
             member.since.clear()
-            self._rebalance(lost=lost)
+            self._rebalance()
+            self.on_members()
 
-    def _rebalance(self, *, lost: bool) -> None:
+    def _rebalance(self) -> None:
         held = {p: member.name for member in self.members.values() for p in member.partitions}
-        assigned = assign(len(self.cursors), list(self.members), held)
+        assigned = assign(sorted(self.held), list(self.members), held)
         self._generation += 1
         for member in self.members.values():
             wanted = frozenset(p for p, name in assigned.items() if name == member.name)

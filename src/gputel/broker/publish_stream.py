@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import grpc.aio
 
@@ -30,6 +30,7 @@ class PublishStream:
         self._context = context
         self._wake = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
+        self._is_fenced: Callable[[], ProducerFenced | None] = lambda: None
         self._unacked: deque[tuple[PartitionLog, int, int]] = deque()  # (log, ticket, sequence)
         self._watched: set[PartitionLog] = set()
         self._key = ""
@@ -57,9 +58,10 @@ class PublishStream:
         if not first.open.epoch:
             raise InputError("epoch: it must be at least 1")
         topic = await self._engine.open_topic(first.open.topic)
-        last_sequence = topic.open_producer(first.open.producer, first.open.epoch)
+        last_sequence = await topic.open_producer(first.open.producer, first.open.epoch)
         opened = mq.PublishOpened(last_sequence=last_sequence, partitions=len(topic.partitions))
         await self._context.write(mq.PublishResponse(opened=opened))
+        self._is_fenced = lambda: _fenced(topic, first.open)
         self._reader = asyncio.create_task(self._read(topic, first.open))
         acker = asyncio.create_task(self._acknowledge())
         if self._draining:
@@ -88,9 +90,7 @@ class PublishStream:
                 return
             if request.WhichOneof("request") != "batch":
                 raise InputError("after `open` a Publish stream carries batches only")
-            newest = topic.newest_epoch(opened.producer)
-            if newest > opened.epoch:
-                raise ProducerFenced(opened.producer, opened.epoch, newest)
+            self._check_fence()
             await self._engine.room()
             self._accept(topic, opened, request.batch.messages)
             self._throttle_ms = self._engine.throttle_ms()
@@ -166,6 +166,7 @@ class PublishStream:
             if not log.is_durable(ticket):
                 if log.failure:
                     raise PartitionFailed(f"partition {log.index}: {log.failure}")
+                self._check_fence()
                 return sequence
             sequence = of_message
             unacked.popleft()
@@ -173,7 +174,20 @@ class PublishStream:
         self._unwatch()
         return sequence
 
+    def _check_fence(self) -> None:
+        """What waits for a commit never becomes durable once a newer epoch was stored."""
+        fenced = self._is_fenced()
+        if fenced is not None:
+            raise fenced
+
     def _unwatch(self) -> None:
         for log in self._watched:
             log.unwatch(self._wake.set)
         self._watched.clear()
+
+
+def _fenced(topic: TopicLog, opened: mq.PublishOpen) -> ProducerFenced | None:
+    newest = topic.newest_epoch(opened.producer)
+    if newest <= opened.epoch:
+        return None
+    return ProducerFenced(opened.producer, opened.epoch, newest)

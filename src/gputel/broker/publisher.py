@@ -21,6 +21,7 @@ import msgspec
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
+from gputel.broker.rotation import Rotation
 from gputel.clock import NS_PER_S, Clock
 from gputel.errors import BrokerUnavailable, FrameTooLarge, GputelError, ProducerFenced
 
@@ -40,7 +41,7 @@ class Publisher:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        rotation: Rotation,
         topic: str,
         producer: str,
         epoch: int,
@@ -49,7 +50,7 @@ class Publisher:
         clock: Clock,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._channel = channel
+        self._rotation = rotation
         self._open = mq.PublishOpen(topic=topic, producer=producer, epoch=epoch)
         self._pending_bytes_max = pending_bytes
         self._clock = clock
@@ -121,6 +122,10 @@ class Publisher:
         await asyncio.gather(self._task, return_exceptions=True)
         self._room.set()
 
+    @property
+    def _broker(self) -> str:
+        return f"broker {self._rotation.address}"
+
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
@@ -128,10 +133,9 @@ class Publisher:
             raise BrokerUnavailable("the publisher is closed")
 
     async def _run(self) -> None:
-        backoff = transport.Backoff()
         while True:
             try:
-                await self._connection(backoff)
+                await self._connection()
             except grpc.aio.AioRpcError as error:
                 self._failure = transport.fatal(error, self._open.producer, self._open.epoch)
                 if self._failure is not None:
@@ -139,20 +143,20 @@ class Publisher:
                     self._notify()
                     return
                 if self.connected:
-                    log.warning("broker connection lost: %s", error.details() or error.code().name)
+                    log.warning("%s: connection lost: %s", self._broker, transport.said(error))
             except TimeoutError:
-                log.debug("the broker did not answer in %s s", transport.OPEN_TIMEOUT_S)
+                log.debug("%s: no answer in %s s", self._broker, transport.OPEN_TIMEOUT_S)
             finally:
                 self.connected = False
             self.reconnects += 1
-            await self._clock.sleep(backoff.next_s())
+            await self._clock.sleep(self._rotation.failed())
 
-    async def _connection(self, backoff: transport.Backoff) -> None:
+    async def _connection(self) -> None:
         """One stream, from open to its end; raises AioRpcError or TimeoutError."""
         self._unsent.extendleft(reversed(self._in_flight))
         self._in_flight.clear()
         self._in_flight_bytes = 0
-        call = transport.publish_call(self._channel)
+        call = transport.publish_call(self._rotation.channel)
         writer: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(transport.OPEN_TIMEOUT_S):
@@ -162,7 +166,7 @@ class Publisher:
                 return
             self._acknowledge(first.opened.last_sequence)
             self.connected = True
-            backoff.reset()
+            self._rotation.serves()
             writer = asyncio.create_task(self._write(call), name="publisher-writer")
             await self._read(call)
         finally:

@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -23,11 +22,10 @@ from gputel.broker.admin import Admin
 from gputel.broker.consume_stream import ConsumeStream
 from gputel.broker.counters import Counters
 from gputel.broker.dead_letters import Undertaker
-from gputel.broker.engine import NoRoom
-from gputel.broker.engine.disk import Disk
-from gputel.broker.engine.embedded import EmbeddedEngine
+from gputel.broker.engine import Engine, NoRoom
 from gputel.broker.groups import Group
 from gputel.broker.publish_stream import PublishStream
+from gputel.broker.registry import Registry
 from gputel.broker.settings import BrokerSettings
 from gputel.broker.statuses import Context
 from gputel.clock import SYSTEM_CLOCK, Clock
@@ -59,42 +57,33 @@ OPTIONS: Final = (
 
 
 class BrokerServer:
-    """A broker with the embedded engine in `data_dir`."""
+    """A broker over `engine` (`engines.make_engine`), which it starts and stops."""
 
     def __init__(
         self,
         settings: BrokerSettings,
-        data_dir: Path,
+        engine: Engine,
         telemetry: Telemetry,
         health: Health,
         clock: Clock = SYSTEM_CLOCK,
-        *,
-        disk: Disk | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._engine = EmbeddedEngine(
-            settings,
-            data_dir,
-            clock=clock,
-            disk=disk,
-            observe_commit_s=telemetry.histogram(
-                "gputel_broker_commit_seconds", "Time to write and sync one group commit"
-            ),
-        )
-        self._undertaker = Undertaker(self._engine)
-        self._groups: dict[tuple[str, str], Group] = {}
+        self._engine = engine
+        self._undertaker = Undertaker(engine)
+        self._registry = Registry(engine, clock)
         self._observers: set[Group] = set()
         self._streams: set[PublishStream | ConsumeStream] = set()
-        self._admin = Admin(self._engine, self._groups, self._undertaker, self._group)
+        self._admin = Admin(engine, self._registry, self._undertaker)
         self._numbers = itertools.count(1)
         self._server: grpc.aio.Server | None = None
         self._grpc_health = grpc_health.aio.HealthServicer()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._address = ""
-        counters = Counters(telemetry, health, self._engine, self._undertaker)
-        counters.watch_groups(self._groups)
+        counters = Counters(telemetry, health, engine, self._undertaker)
+        counters.watch_groups(self._registry.groups)
+        engine.observe(telemetry, health)
         telemetry.observe_gauge("gputel_broker_streams", "Open streams", lambda: len(self._streams))
         health.ready("listener", lambda: None if self._address else "not listening yet")
         health.live("background", self._check_tasks)
@@ -111,10 +100,7 @@ class BrokerServer:
             bind("broker", host, port).close()
         await self._engine.start()
         try:
-            for (topic, name), positions in (await self._engine.load_positions()).items():
-                if topic in self._engine.topics:
-                    partitions = len(self._engine.topics[topic].partitions)
-                    self._groups[topic, name] = Group(topic, name, partitions, positions)
+            await self._registry.start()
             await self._listen(host, port)
         except BaseException:
             await self.stop()
@@ -158,7 +144,7 @@ class BrokerServer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         with contextlib.suppress(OSError):
-            await self._save_positions()
+            await self._registry.stop()
         await self._engine.stop()
 
     async def until_mendable(self) -> None:
@@ -249,7 +235,7 @@ class BrokerServer:
         topic = await self._engine.open_topic(opened.topic)
         logs = topic.partitions
         if opened.group:
-            group = self._group(opened.topic, opened.group, len(logs))
+            group = self._registry.open(opened.topic, opened.group, len(logs))
         else:
             group = Group(opened.topic, "", len(logs), {}, tracked=False)
         # Dead letters have nowhere to go when nobody acknowledges them: they stay.
@@ -259,19 +245,11 @@ class BrokerServer:
         stream = ConsumeStream(context, group, logs, opened, name, max_deliver, self._clock)
         return stream, group
 
-    def _group(self, topic: str, name: str, partitions: int) -> Group:
-        group = self._groups.get((topic, name))
-        if group is None:
-            held = sum(of == topic for of, _ in self._groups)
-            if held >= limits.GROUPS_PER_TOPIC_MAX:
-                raise NoRoom(f"topic {topic!r} has {held} groups, the most it may have")
-            group = self._groups[topic, name] = Group(topic, name, partitions, {})
-        return group
-
     async def _tick(self) -> None:
         while True:
             now_ns = self._clock.monotonic_ns()
-            for group in (*self._groups.values(), *self._observers):
+            self._registry.tick(now_ns)
+            for group in tuple(self._observers):
                 group.tick(now_ns)
             await self._clock.sleep(TICK_S)
 
@@ -279,19 +257,12 @@ class BrokerServer:
         """Dead letters and positions: what has to wait for the disk."""
         while True:
             await self._clock.sleep(SAVE_S)
-            for group in tuple(self._groups.values()):
+            for group in tuple(self._registry.groups.values()):
                 await self._undertaker.bury(group)
             try:
-                await self._save_positions()
+                await self._registry.save()
             except OSError as error:
                 log.error("can't save the positions of consumer groups yet: %s", error)
-
-    async def _save_positions(self) -> None:
-        for (topic, name), group in tuple(self._groups.items()):
-            positions = group.unsaved()
-            if positions is not None:
-                await self._engine.save_positions(topic, name, positions)
-                group.saved(positions)
 
     def _check_tasks(self) -> str | None:
         ended = [task.get_name() for task in self._tasks if task.done()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
@@ -11,13 +10,11 @@ import grpc.aio
 
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
-from gputel.errors import BrokerUnavailable, GputelError, InputError, NotFound, ProducerFenced
+from gputel.errors import GputelError, InputError, NotFound, ProducerFenced
 
 SERVICE: Final = "gputel.mq.v1.Broker"
 OPEN_TIMEOUT_S: Final = 5.0
 UNARY_TIMEOUT_S: Final = 5.0
-BACKOFF_FIRST_S: Final = 0.05
-BACKOFF_LAST_S: Final = 1.0
 
 # A peer that vanished without a word is noticed after 5 + 3 s; a broker that comes back is
 # found within a second.
@@ -92,15 +89,19 @@ async def next_response(call: grpc.aio.StreamStreamCall[Any, _Response]) -> _Res
     return None
 
 
+def said(error: grpc.aio.AioRpcError) -> str:
+    """What a status says to people."""
+    return error.details() or error.code().name
+
+
 def fatal(error: grpc.aio.AioRpcError, producer: str = "", epoch: int = 0) -> GputelError | None:
     """Our error for a status that trying again can't mend; None for one that may pass."""
-    details = error.details() or error.code().name
     if error.code() is grpc.StatusCode.FAILED_PRECONDITION and producer:
         metadata = dict(error.trailing_metadata() or ())
         newer = str(metadata.get("newer-epoch", "0"))
         return ProducerFenced(producer, epoch, int(newer) if newer.isdigit() else 0)
     if error.code() in _FATAL:
-        return InputError(f"the broker refuses: {details}")
+        return InputError(f"the broker refuses: {said(error)}")
     return None
 
 
@@ -109,28 +110,5 @@ def refusal(error: grpc.aio.AioRpcError) -> GputelError | None:
     if error.code() is grpc.StatusCode.NOT_FOUND:
         return NotFound(error.details() or "not found")
     if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-        return InputError(error.details() or error.code().name)
+        return InputError(said(error))
     return fatal(error)
-
-
-def unavailable(address: str, error: grpc.aio.AioRpcError) -> BrokerUnavailable:
-    """Our error for a broker that does not answer."""
-    return BrokerUnavailable(
-        f"broker {address}: {error.details() or error.code().name}", hint="is it running?"
-    )
-
-
-class Backoff:
-    """Jittered delays that double up to a second, and begin anew after a success."""
-
-    def __init__(self) -> None:
-        self._delay_s = BACKOFF_FIRST_S
-
-    def reset(self) -> None:
-        self._delay_s = BACKOFF_FIRST_S
-
-    def next_s(self) -> float:
-        """The next delay, seconds."""
-        delay_s = self._delay_s * random.uniform(0.5, 1.0)
-        self._delay_s = min(self._delay_s * 2, BACKOFF_LAST_S)
-        return delay_s

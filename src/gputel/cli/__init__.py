@@ -42,6 +42,7 @@ examples:
   gputel up                                        everything on this machine
   gputel up --source sim --gpus 16 --hz 20         16 simulated GPUs at 20 Hz
   gputel up --source replay:dump.csv --once --speed max
+  gputel up --cluster --ephemeral                  a cluster of brokers, to try out
   gputel doctor                                    what is wrong, and what to do
   gputel config check gputel.yaml                  the effective configuration
   gputel sim run --gpus 16 -- nvitop --once        any program on simulated GPUs
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         service = commands.add_parser(name, help=help_text, description=f"{help_text}.")
         add_common(service)
         service.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+        service.add_argument("--log-name", help=argparse.SUPPRESS)
         service.set_defaults(run=_service, service=name)
         if name == "collector":
             _add_source(service)
@@ -160,6 +162,11 @@ def _add_up(commands: Any) -> None:
     _add_source(parser)
     _add_http(parser)
     parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="3 nats-servers, 2 brokers over them and 2 sinks, to try out a cluster",
+    )
+    parser.add_argument(
         "--ephemeral",
         action="store_true",
         help="free ports everywhere, and a temporary data directory that is removed at the end "
@@ -203,7 +210,14 @@ def _service(arguments: argparse.Namespace) -> int:
     config = None if supervised else load(arguments)
     module = importlib.import_module(f"gputel.services.{arguments.service}")
     reload = None if supervised else partial(load, arguments)
-    run(arguments.service, module.serve, config, arguments.ready_fd, reload)
+    run(
+        arguments.service,
+        module.serve,
+        config,
+        arguments.ready_fd,
+        reload,
+        log_name=arguments.log_name,
+    )
     return OK
 
 
@@ -222,7 +236,7 @@ def _up(arguments: argparse.Namespace) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     try:
-        asyncio.run(up(config, ephemeral=arguments.ephemeral, emit=emit))
+        asyncio.run(up(config, cluster=arguments.cluster, ephemeral=arguments.ephemeral, emit=emit))
     except Forced:
         return FORCED
     return OK
@@ -239,8 +253,9 @@ def _welcome(ready: dict[str, Any]) -> str:
             f"  API         {ready['api']}/docs",
             f"  live stream {ready['stream']}",
             f"  exporter    {ready['collector']}/metrics",
-            f"  broker      {ready['broker']}",
-            f"  sink        {ready['sink']}/metrics",
+            f"  broker      {ready['broker'].replace(',', ', ')}",
+            *((f"  nats        {', '.join(ready['nats'])}",) if ready["nats"] else ()),
+            f"  sink        {', '.join(f'{url}/metrics' for url in ready['sinks'])}",
             f"  database    {ready['database']}",
             f"  data        {ready['data_dir']}",
             f"  source      {source} ({ready['source_reason']})",

@@ -30,6 +30,7 @@ EXIT_CODES: Final = {
     "BrokerUnavailable": 7,
     "SourceUnavailable": 8,
     "KernelsUnavailable": 8,
+    "NatsServerError": 8,
     "ApiUnavailable": 10,
     "CommandNotExecutable": 126,
     "CommandNotFound": 127,

@@ -3,7 +3,7 @@
 Nothing else in gputel reads the environment.
 """
 
-from gputel.config.listen import Address, is_loopback, parse_address
+from gputel.config.listen import Address, from_here, is_loopback, parse_address, parse_addresses
 from gputel.config.load import (
     default_data_dir,
     dump,
@@ -31,11 +31,13 @@ __all__ = [
     "default_data_dir",
     "dump",
     "effective",
+    "from_here",
     "inherited_environment",
     "is_loopback",
     "load",
     "masked",
     "parse_address",
+    "parse_addresses",
     "problems",
     "read_environment",
     "read_yaml",

@@ -32,6 +32,21 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port))
 
 
+def parse_addresses(text: str) -> tuple[Address, ...]:
+    """Addresses separated by commas, at least one, none twice; ValueError says what is wrong."""
+    addresses = tuple(parse_address(part.strip()) for part in text.split(","))
+    twice = next((one for one in addresses if addresses.count(one) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} stands twice")
+    return addresses
+
+
+def from_here(listener: Address) -> Address:
+    """Where a listener is reached on its own machine: one on all addresses also on loopback."""
+    hosts = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not a listener
+    return Address(hosts.get(listener.host, listener.host), listener.port)
+
+
 def is_loopback(host: str) -> bool:
     """True when only this machine reaches `host`."""
     if host == "localhost":

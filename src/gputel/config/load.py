@@ -7,6 +7,7 @@ checked on its own, so that an error names where it came from.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +16,9 @@ import msgspec
 import yaml
 
 from gputel.collector.attribution.settings import compile_patterns
-from gputel.config.listen import is_loopback, parse_address
-from gputel.config.settings import SECRETS, SECTIONS, Config
-from gputel.config.values import KEYS, Given, convert, dotted, nearest, unknown_key
+from gputel.config.listen import is_loopback, parse_address, parse_addresses
+from gputel.config.settings import SECTIONS, SUBSECTIONS, Config
+from gputel.config.values import KEYS, SEVERAL, Given, convert, dotted, nearest, unknown_key
 from gputel.config.values import Path as KeyPath
 from gputel.config.yaml_file import parse_yaml, read_yaml
 from gputel.errors import ConfigError
@@ -34,7 +35,9 @@ LISTENERS: Final = (
     ("api", "listen"),
     ("collector", "listen"),
 )
+QUEUE: Final = ("message_queue", "address")
 MASK: Final = "********"
+_USERINFO: Final = re.compile("//[^/]*@")
 #: dcgm-exporter's variables that mean something here, so that its manifests can be kept.
 DCGM_EXPORTER: Final[Mapping[str, KeyPath]] = {
     "DCGM_EXPORTER_LISTEN": ("collector", "listen"),
@@ -142,9 +145,10 @@ def effective(
 def masked(config: Config) -> dict[str, Any]:
     """The configuration as plain data, in which no secret can be read."""
     tree: dict[str, Any] = msgspec.to_builtins(config)
-    for section, key in SECRETS:
-        if tree[section] is not None and tree[section][key]:
-            tree[section][key] = MASK
+    if tree["database"] is not None and tree["database"]["password"]:
+        tree["database"]["password"] = MASK
+    jetstream = tree["broker"]["jetstream"]
+    jetstream["servers"] = [_USERINFO.sub(f"//{MASK}@", url) for url in jetstream["servers"]]
     return tree
 
 
@@ -153,23 +157,37 @@ def _from_tree(
 ) -> tuple[Values, set[str]]:
     """The file's values, and the sections that it has (an empty one counts)."""
     values: Values = {}
-    present: set[str] = set()
+    present: set[KeyPath] = set()
     for name, content in tree.items():
         if name not in Config.__struct_fields__:
             errors.append(unknown_key((str(name)[:80],), origin))
         elif name not in SECTIONS:
             values[(name,)] = Given(content, origin, text=False)
-        elif isinstance(content, Mapping):
-            present.add(name)
-            for key, value in content.items():
-                if (name, key) in KEYS:
-                    values[(name, key)] = Given(value, origin, text=False)
-                else:
-                    errors.append(unknown_key((name, str(key)[:80]), origin))
-        elif content is not None:
-            message = "a section holds `key: value` lines"
-            errors.append(ConfigError(name, message, origin=origin))
-    return values, present
+        else:
+            _from_section((name,), content, origin, values, present, errors)
+    return values, {path[0] for path in present}
+
+
+def _from_section(
+    path: KeyPath,
+    content: Any,
+    origin: str,
+    values: Values,
+    present: set[KeyPath],
+    errors: list[ConfigError],
+) -> None:
+    if isinstance(content, Mapping):
+        present.add(path)
+        for key, value in content.items():
+            if (*path, key) in KEYS:
+                values[(*path, key)] = Given(value, origin, text=False)
+            elif (*path, key) in SUBSECTIONS:
+                _from_section((*path, key), value, origin, values, present, errors)
+            else:
+                errors.append(unknown_key((*path, str(key)[:80]), origin))
+    elif content is not None:
+        message = "a section holds `key: value` lines"
+        errors.append(ConfigError(dotted(path), message, origin=origin))
 
 
 def _from_environment(
@@ -198,21 +216,31 @@ def _build(converted: Mapping[KeyPath, Any], present: set[str]) -> Config:
         if len(path) == 1:
             sections[path[0]] = value
     for name, struct in SECTIONS.items():
-        keys = {path[1]: value for path, value in converted.items() if path[0] == name}
+        keys = _keys_of((name,), converted)
+        for path, inner in SUBSECTIONS.items():
+            within = _keys_of(path, converted)
+            if path[0] == name and within:
+                keys[path[1]] = inner(**within)
         if keys or name in present:
             sections[name] = struct(**keys)
     return Config(**sections)
 
 
+def _keys_of(section: KeyPath, converted: Mapping[KeyPath, Any]) -> dict[str, Any]:
+    return {path[-1]: value for path, value in converted.items() if path[:-1] == section}
+
+
 def _check_addresses(config: Config, values: Values) -> list[ConfigError]:
     errors = []
-    for path in (*LISTENERS, ("message_queue", "address")):
+    for path in (*LISTENERS, QUEUE):
         text = getattr(getattr(config, path[0]), path[1])
         origin = values[path].origin if path in values else "defaults"
         try:
-            address = parse_address(text)
+            address, *_ = parse_addresses(text) if path == QUEUE else (parse_address(text),)
         except ValueError as error:
-            allowed = ("HOST:PORT", "[IPV6]:PORT")
+            allowed = ["HOST:PORT", "[IPV6]:PORT"]
+            if path == QUEUE:
+                allowed.append(SEVERAL)
             errors.append(ConfigError(dotted(path), str(error), origin=origin, allowed=allowed))
             continue
         if path in LISTENERS and not is_loopback(address.host) and not config.insecure:

@@ -8,7 +8,7 @@ import msgspec
 
 from gputel import limits
 from gputel.api.settings import ApiSettings
-from gputel.broker.settings import BrokerSettings
+from gputel.broker.settings import BrokerSettings, JetStreamSettings
 from gputel.collector.attribution.settings import AttributionSettings
 from gputel.collector.exporter.settings import ExporterSettings
 from gputel.collector.settings import CollectorSettings
@@ -22,8 +22,9 @@ TOPIC_PATTERN = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.TOPIC_BYTES_MAX - 1}}}$
 class MessageQueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where collectors, sinks and streamers find the broker."""
 
-    #: gRPC address of the broker. `gputel up` starts its own broker here when the host is
-    #: this machine, and uses the one that is there otherwise.
+    #: gRPC address of the broker, or of all brokers of a cluster, as a list or separated by
+    #: commas: who loses one goes on with the next. `gputel up` starts its own broker here
+    #: when the host is this machine, and uses those that are there otherwise.
     address: str = "localhost:50051"
     #: Topic that carries the frames.
     topic: Annotated[str, msgspec.Meta(pattern=TOPIC_PATTERN)] = "telemetry"
@@ -84,7 +85,14 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "stream": StreamSettings,
     "observe": ObserveSettings,
 }
+#: Sections within sections, each to its struct.
+SUBSECTIONS: dict[tuple[str, str], type[msgspec.Struct]] = {
+    ("broker", "jetstream"): JetStreamSettings,
+}
 SCALARS = ("data_dir", "insecure")
-SECRETS = frozenset({("database", "password")})
+#: What no message repeats. URLs may hold a password.
+SECRETS: frozenset[tuple[str, ...]] = frozenset(
+    {("database", "password"), ("broker", "jetstream", "servers")}
+)
 
 assert {*SECTIONS, *SCALARS} == set(Config.__struct_fields__)

@@ -6,20 +6,24 @@ import difflib
 import math
 import reprlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, Final, NamedTuple, get_type_hints
 
 import msgspec
 from msgspec import inspect
 
-from gputel.config.settings import SECRETS, SECTIONS, Config
+from gputel.config.settings import SECRETS, SECTIONS, SUBSECTIONS, Config
 from gputel.errors import ConfigError
 
 Path = tuple[str, ...]
 
+SEVERAL: Final = "several of them, as a list or separated by commas"
 #: What a pattern means, for people.
 _ALLOWED: dict[Path, tuple[str, ...]] = {
     ("source", "kind"): ("auto", "nvml", "sim", "replay:PATH"),
     ("observe", "otlp_endpoint"): ("http://HOST:PORT", "https://HOST:PORT", "null"),
+    ("message_queue", "address"): ("HOST:PORT", SEVERAL),
+    ("broker", "jetstream", "servers"): ("a list of nats://HOST:PORT or tls://HOST:PORT",),
+    ("broker", "jetstream", "namespace"): ("1 to 32 letters, digits, '_' and '-'",),
     ("message_queue", "topic"): ("letters, digits, '.', '_' and '-'",),
 }
 _SHORT = reprlib.Repr()
@@ -45,6 +49,12 @@ KEYS: dict[Path, Any] = {
         (section, name): hint
         for section, struct in SECTIONS.items()
         for name, hint in types(struct).items()
+        if (section, name) not in SUBSECTIONS
+    },
+    **{
+        (*section, name): hint
+        for section, struct in SUBSECTIONS.items()
+        for name, hint in types(struct).items()
     },
 }
 
@@ -65,6 +75,7 @@ def unknown_key(path: Path, origin: str) -> ConfigError:
     parent = path[:-1]
     if parent:
         known = [key[-1] for key in KEYS if key[:-1] == parent]
+        known += [key[-1] for key in SUBSECTIONS if key[:-1] == parent]
     else:
         known = list(Config.__struct_fields__)
     message = f"there is no such key{nearest(path[-1], known)}"
@@ -79,6 +90,8 @@ def convert(path: Path, given: Given) -> Any:
     if path == ("collector", "listen") and isinstance(value, str) and value.startswith(":"):
         # dcgm-exporter's way to say: on all addresses. `insecure` has still to be said.
         value = f"0.0.0.0{value}"  # noqa: S104
+    if path == ("message_queue", "address") and isinstance(value, list):
+        value = ",".join(value) if all(isinstance(one, str) for one in value) else value
     if given.text and _is_list(path):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if given.text and value in ("", "null") and _optional(path):

@@ -5,8 +5,11 @@ broker.py sink.py streamer.py api.py collector.py
                  wiring of one stage
 announcement.py  what a child tells its supervisor
 child.py         one supervised process: spawn, ready, end
+nats.py, postgres.py
+                 servers that are no code of ours, as parts like the others
 supervisor.py    order, restarts with back-off, stop from source to sink
-up.py            the plan of `gputel up`
+lineup.py        which parts there are, who needs whom, and what each is told
+up.py            one run of `gputel up`
 state.py         the data directory's lock and what `gputel doctor` reads
 doctor.py        checks of the machine and of a running pipeline
 """

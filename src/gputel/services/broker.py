@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.services.process import ORPHAN_GRACE_S, Process
 
@@ -12,9 +13,8 @@ async def serve(process: Process) -> None:
     """Run the broker until it is told to stop."""
     settings = process.config.broker
     async with process.status_port(settings.metrics_listen) as status:
-        server = BrokerServer(
-            settings, process.data_dir / "broker", process.telemetry, process.health
-        )
+        engine = make_engine(settings, process.data_dir / "broker")
+        server = BrokerServer(settings, engine, process.telemetry, process.health)
         await server.start()
         try:
             process.ready(broker=server.address, metrics=status.url)

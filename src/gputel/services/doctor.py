@@ -8,7 +8,6 @@ import ctypes
 import http.client
 import importlib
 import json
-import re
 import shutil
 import socket
 import sys
@@ -21,7 +20,9 @@ from urllib.parse import urlsplit
 
 from gputel.collector.exporter import OWN_METRICS_PATH
 from gputel.config import Config, parse_address
+from gputel.errors import BrokerUnavailable, NotFound
 from gputel.limits import MIB
+from gputel.services import broker_admin, nats
 from gputel.services.check import Check
 from gputel.services.collector_report import CollectorReport, Samples, losses, report
 from gputel.services.collector_report import checks as collector_checks
@@ -39,12 +40,6 @@ TIMEOUT_S: Final = 3.0
 ANSWER_BYTES_MAX: Final = 8 * MIB
 FRESH_S: Final = 30.0
 LAG_FRAMES_MAX: Final = 10_000
-#: A line of the broker's /metrics: frames that the sink's group has not acknowledged.
-LAG_METRIC: Final = re.compile(
-    r"^gputel_broker_group_lag_messages\{"
-    rf'[^}}]*group="{re.escape(SINK_GROUP)}"[^}}]*\}} ([0-9.e+]+)',
-    re.MULTILINE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +77,8 @@ async def examine(config: Config) -> Examination:
     state = read_state(data_dir) if is_running(data_dir) else None
     if state is not None:
         checks += await asyncio.to_thread(_pipeline, state)
+        checks += await _lag(config)
+        checks += await asyncio.to_thread(_end_to_end, state)
         urls = {name: _status_url(found.addresses) for name, found in state.services.items()}
     else:
         urls = await asyncio.to_thread(_alone, config)
@@ -200,18 +197,19 @@ def _pipeline(state: UpState) -> list[Check]:
         if service.state != "ready":
             checks.append(Check(name, False, finding, "look at the log of `gputel up`"))
             continue
-        url = _status_url(service.addresses)
-        problems = _failing(url) if url else []
+        problems = _problems(service.addresses)
         if problems:
             finding += f"; {'; '.join(problems)}"
         advice = "it may pass by itself; else look at the log of `gputel up`" if problems else ""
         checks.append(Check(name, not problems, finding, advice))
-    if "broker" in state.services:
-        checks += _lag(state.services["broker"].addresses.get("metrics", ""))
-    if "api" in state.services:
-        finite = state.source == "replay"
-        checks += _freshness(state.services["api"].addresses.get("api", ""), finite=finite)
     return checks
+
+
+def _end_to_end(state: UpState) -> list[Check]:
+    if "api" not in state.services:
+        return []
+    finite = state.source == "replay"
+    return _freshness(state.services["api"].addresses.get("api", ""), finite=finite)
 
 
 def _status_url(addresses: dict[str, str]) -> str:
@@ -231,6 +229,15 @@ def _get(url: str) -> tuple[int, bytes]:
         connection.close()
 
 
+def _problems(addresses: dict[str, str]) -> list[str]:
+    """What a service that is ready complains about."""
+    if "nats" in addresses:
+        problem = nats.find_problem(addresses["monitor"])
+        return [problem] if problem else []
+    url = _status_url(addresses)
+    return _failing(url) if url else []
+
+
 def _failing(url: str) -> list[str]:
     """What /healthz and /readyz complain about."""
     problems: dict[str, str] = {}
@@ -247,18 +254,16 @@ def _failing(url: str) -> list[str]:
     return [f"{name}: {said}" for name, said in problems.items()]
 
 
-def _lag(url: str) -> list[Check]:
+async def _lag(config: Config) -> list[Check]:
+    """What the brokers hold for the sinks; whichever answers knows it of all."""
     try:
-        _, body = _get(f"{url}/metrics")
-    except (OSError, http.client.HTTPException):
-        return []  # the broker's own check says so
-    found = LAG_METRIC.findall(body.decode(errors="replace"))
-    if not found:
-        return []
-    frames = sum(map(float, found))
+        rows = await broker_admin.lag(config, SINK_GROUP)
+    except (BrokerUnavailable, NotFound):
+        return []  # the brokers' own checks say so; or no sink has ever come
+    frames = sum(row["lag"] for row in rows)
     well = frames < LAG_FRAMES_MAX
     advice = "" if well else "see whether the sink is well and the database keeps up"
-    return [Check("lag", well, f"{frames:.0f} frames wait to be stored", advice)]
+    return [Check("lag", well, f"{frames} frames wait to be stored", advice)]
 
 
 def _freshness(url: str, *, finite: bool) -> list[Check]:

@@ -137,9 +137,11 @@ def run(
     config: Config | None,
     ready_fd: int | None = None,
     reload: Callable[[], Config] | None = None,
+    *,
+    log_name: str | None = None,
 ) -> None:
     """Run a service until it is told to stop. GputelError says why it can't go on. `reload`
-    reads the configuration again.
+    reads the configuration again; `log_name` tells it from others of its kind.
 
     Under a supervisor (`ready_fd`) the configuration comes from standard input, which is
     read only here, after the imports: children load side by side and start in order.
@@ -150,7 +152,8 @@ def run(
         if config is None:
             return
     assert config is not None
-    configure_logging(service, level=config.observe.log_level, style=config.observe.log_format)
+    observe = config.observe
+    configure_logging(log_name or service, level=observe.log_level, style=observe.log_format)
     # What was imported stays: the collector of garbage need not look at it again.
     gc.freeze()
     try:

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from gputel.config import Config, default_data_dir, parse_address
+from gputel.config import Config, default_data_dir, from_here, parse_address
 from gputel.errors import GputelError, InputError
 from gputel.limits import MIB
 
@@ -181,23 +181,20 @@ def data_dir_of(config: Config) -> Path:
 
 
 def running_broker(config: Config) -> str:
-    """The broker of the pipeline that runs on the data directory, else the configured one."""
-    return _running(config, "broker") or config.message_queue.address
+    """The brokers of the pipeline that runs on the data directory, else the configured ones."""
+    return ",".join(_running(config, "broker")) or config.message_queue.address
 
 
 def running_api(config: Config) -> str:
     """The URL of the API of the pipeline that runs on the data directory, else the configured."""
-    if url := _running(config, "api"):
+    for url in _running(config, "api"):
         return url
-    host, port = parse_address(config.api.listen)
-    # Where it listens on all addresses, it is also on this one.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # not a listener
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{from_here(parse_address(config.api.listen))}"
 
 
-def _running(config: Config, name: str) -> str:
-    """The address of a service that runs on the data directory, which has its name; or ''."""
+def _running(config: Config, name: str) -> list[str]:
+    """The addresses of this name of the services that run on the data directory."""
     data_dir = data_dir_of(config)
     state = read_state(data_dir) if is_running(data_dir) else None
-    service = state.services.get(name) if state else None
-    return service.addresses.get(name, "") if service else ""
+    services = state.services.values() if state else ()
+    return [of.addresses[name] for of in services if name in of.addresses]

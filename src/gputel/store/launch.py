@@ -2,11 +2,12 @@
 
     python -I -S launch.py UID GID PARENT_PID PROGRAM ARGUMENT...
 
-PostgreSQL refuses to run as root, and must not outlive the process that owns it. A change
-of user clears the parent-death signal (prctl(2)), so it is asked for after the change; a
-small program does both without running Python between fork and exec of a threaded
-process. PARENT_PID 0: no parent-death signal. The parent is a thread to the kernel: the
-signal comes when the thread ends that started this script.
+PostgreSQL refuses to run as root, and must not outlive the process that owns it (nor must a
+nats-server, which is started in the same way). A change of user clears the parent-death
+signal (prctl(2)), so it is asked for after the change; a small program does both without
+running Python between fork and exec of a threaded process. PARENT_PID 0: no parent-death
+signal. The parent is a thread to the kernel: the signal comes when the thread ends that
+started this script.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def main(argv: list[str]) -> None:
     os.umask(0o077)
     if parent:
         libc = ctypes.CDLL(None, use_errno=True)
-        # SIGINT is PostgreSQL's fast shutdown: sessions end, data are flushed.
+        # SIGINT is PostgreSQL's fast shutdown (sessions end, data are flushed), and stops a
+        # nats-server.
         if libc.prctl(PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
         if os.getppid() != parent:

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from gputel import broker
-from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
-from gputel.broker import BrokerClient, StartAt, letters
+from gputel.broker import BrokerClient, StartAt
 from gputel.broker.engine.segment import SUFFIX
 from gputel.broker.engine.verify import Verdict, verify
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import NS_PER_S, ManualClock
-from gputel.errors import InputError, NotFound
+from gputel.errors import InputError
 from gputel.observe import Health, Telemetry
 from gputel.services.broker_admin import parse_target
 
@@ -31,7 +31,8 @@ async def serving(path: Path, **settings: Any) -> AsyncIterator[tuple[BrokerServ
     clock = settings.pop("clock", None)
     options = BrokerSettings(**{"listen": "127.0.0.1:0", "partitions": 1, **settings})
     extra = {"clock": clock} if clock else {}
-    server = BrokerServer(options, path, telemetry, Health("broker"), **extra)
+    engine = make_engine(options, path, **extra)
+    server = BrokerServer(options, engine, telemetry, Health("broker"), **extra)
     client = None
     try:
         await server.start()
@@ -75,22 +76,6 @@ async def bury(client: BrokerClient, count: int) -> None:
     await client.seek("t", "g", StartAt.LATEST)
 
 
-async def test_a_group_is_moved_to_an_edge_an_offset_and_stays_there(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (_, client):
-        await publish(client, 10)
-        assert await take(client, "g", 10) == [b"m%d" % n for n in range(1, 11)]
-        [position] = await client.seek("t", "g", StartAt.EARLIEST)
-        assert (position.next_offset, position.lag) == (0, 10)
-        assert (await take(client, "g", 3))[0] == b"m1"
-        await client.seek("t", "g", 7)
-        assert await take(client, "g", 3) == [b"m8", b"m9", b"m10"]
-        [position] = await client.seek("t", "g", 10**12)  # clipped
-        assert position.next_offset == 10
-        await client.seek("t", "new", 4)  # a group that did not exist
-    async with serving(tmp_path) as (_, client):
-        assert await take(client, "new", 1) == [b"m5"]
-
-
 async def test_a_group_is_moved_in_time_over_several_segments(tmp_path: Path) -> None:
     clock = ManualClock()
     start_ns = clock.time_ns()
@@ -120,75 +105,6 @@ async def test_a_group_is_moved_in_time_over_several_segments(tmp_path: Path) ->
                 assert position.next_offset == wanted
         far = datetime.fromtimestamp(start_ns / NS_PER_S, UTC) + timedelta(days=365)
         assert (await client.seek("t", "g", far))[0].next_offset == 30
-
-
-async def test_what_makes_no_sense_is_refused_in_words(tmp_path: Path) -> None:
-    async with serving(tmp_path, partitions=2) as (_, client):
-        await publish(client, 4)
-        with pytest.raises(NotFound, match="no topic 'x'"):
-            await client.seek("x", "g", StartAt.LATEST)
-        with pytest.raises(NotFound, match="no topic 'x'"):
-            await client.fetch("x", 0, 0)
-        with pytest.raises(InputError, match="0 to 1"):
-            await client.fetch("t", 2, 0)
-        with pytest.raises(InputError, match="0 to 1"):
-            await client.seek("t", "g", 0, [0, 7])
-        with pytest.raises(InputError, match="group"):
-            await client.seek("t", "../g", 0)
-        with pytest.raises(InputError, match="an edge"):
-            await client._ask("Seek", mq.SeekRequest(topic="t", group="g"), mq.SeekResponse)
-        async with client.consumer("t", group="g") as consumer:
-            await anext(consumer)
-            with pytest.raises(InputError, match="has 1 members"):
-                await client.seek("t", "g", StartAt.EARLIEST)
-        with pytest.raises(NotFound, match="no dead letters"):
-            [_ async for _ in letters.letters(client, "t")]
-        with pytest.raises(InputError, match="name the topic"):
-            await letters.replay(client, "t.dlq", told=lambda _: None)
-
-
-async def test_fetching_reads_without_taking(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (_, client):
-        await publish(client, 5)
-        fetched = await client.fetch("t", 0, 2, 2)
-        assert [d.payload for d in fetched.deliveries] == [b"m3", b"m4"]
-        assert fetched.next_offset == 4
-        assert (await client.fetch("t", 0, 5)).next_offset == 5
-        assert not (await client.fetch("t", 0, 5)).deliveries
-        assert await take(client, "g", 5)
-
-
-async def test_dead_letters_are_listed_and_published_again_once(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (_, client):
-        await publish(client, 5)
-        await bury(client, 3)
-        listed = [found async for found in letters.letters(client, "t")]
-        # Several are buried in any order.
-        reasons = sorted((f.letter.payload, f.letter.reason) for f in listed if f.letter)
-        assert reasons == [(b"m1", "bad 0"), (b"m2", "bad 1"), (b"m3", "bad 2")]
-        assert not any(found.replayed for found in listed)
-
-        told: list[int] = []
-        assert await letters.replay(client, "t", limit=2, told=told.append) == (2, 0)
-        assert await letters.replay(client, "t", told=told.append) == (1, 0)
-        assert await letters.replay(client, "t", told=told.append) == (0, 0)
-        assert told == [2, 1]
-        assert all([found.replayed async for found in letters.letters(client, "t")])
-        assert sorted(await take(client, "g", 3)) == [b"m1", b"m2", b"m3"]
-
-        # Cut off after publishing and before it was noted: nothing is stored twice.
-        await client.seek("t.dlq", letters.REPLAY, StartAt.EARLIEST)
-        assert await letters.replay(client, "t", told=told.append) == (3, 0)
-        [topic] = [t for t in await client.topics() if t.name == "t"]
-        assert topic.partitions[0].next_offset == 8
-
-
-async def test_a_stranger_among_the_dead_letters_is_passed_by(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (_, client):
-        await publish(client, 2)
-        await bury(client, 1)
-        await publish(client, 1, topic="t.dlq")
-        assert await letters.replay(client, "t", told=lambda _: None) == (1, 1)
 
 
 def whole(path: Path) -> Verdict:

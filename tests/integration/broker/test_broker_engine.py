@@ -97,14 +97,14 @@ async def test_repeats_are_known_across_restarts_and_segments(tmp_path: Path) ->
         assert topic.partitions[0].is_durable(first[0])
     async with opened(tmp_path) as engine:
         topic = engine.topics["t"]
-        assert topic.open_producer("p", 1) == 40
+        assert await topic.open_producer("p", 1) == 40
         publish(topic, 1, 40)
         assert topic.partitions[0].duplicates == 40
         await store(topic, 41, 1)
         assert [r.sequence for r in await read_all(topic.partitions[0])] == list(range(1, 42))
-        assert topic.open_producer("p", 2) == 0
+        assert await topic.open_producer("p", 2) == 0
         with pytest.raises(ProducerFenced, match="epoch 1 is fenced by 2"):
-            topic.open_producer("p", 1)
+            await topic.open_producer("p", 1)
 
 
 async def test_retention_forgets_messages_and_not_producers(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ async def test_a_failed_sync_ends_the_partition_and_acknowledges_nothing(
         assert len(await read_all(partition)) == 5
     async with opened(tmp_path) as engine:
         topic = engine.topics["t"]
-        assert topic.open_producer("p", 1) == 5
+        assert await topic.open_producer("p", 1) == 5
         await store(topic, 6, 1)
         assert [r.sequence for r in await read_all(topic.partitions[0])] == [1, 2, 3, 4, 5, 6]
 

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.engine.disk import Disk
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock, ManualClock
@@ -52,9 +53,8 @@ class Broker:
         self.health = Health("broker")
         self.telemetry = Telemetry("broker")
         settings = BrokerSettings(listen=listen, partitions=1)
-        self.server = BrokerServer(
-            settings, path, self.telemetry, self.health, clock, disk=self.disk
-        )
+        engine = make_engine(settings, path, clock=clock, disk=self.disk)
+        self.server = BrokerServer(settings, engine, self.telemetry, self.health, clock)
 
     @property
     def metrics(self) -> str:

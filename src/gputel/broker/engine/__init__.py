@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from gputel.broker.engine.record import Record
 from gputel.errors import GputelError
+from gputel.observe import Health, Telemetry
 
 __all__ = [
     "Chunk",
@@ -21,6 +22,8 @@ __all__ = [
     "PartitionFailed",
     "PartitionLog",
     "Record",
+    "Share",
+    "Sharing",
     "TopicLog",
 ]
 
@@ -58,6 +61,11 @@ class PartitionLog(Protocol):
     @property
     def index(self) -> int: ...
     @property
+    def name(self) -> str:
+        """`topic/index`, for people."""
+        ...
+
+    @property
     def first_offset(self) -> int:
         """The oldest offset still kept."""
         ...
@@ -85,6 +93,18 @@ class PartitionLog(Protocol):
     def pending_bytes(self) -> int:
         """Accepted and not yet durable."""
         ...
+
+    @property
+    def damaged_bytes(self) -> int: ...
+    @property
+    def messages_in(self) -> int:
+        """Messages that this broker has stored since it began; so are the next two."""
+        ...
+
+    @property
+    def bytes_in(self) -> int: ...
+    @property
+    def duplicates(self) -> int: ...
 
     def append(
         self,
@@ -115,6 +135,10 @@ class PartitionLog(Protocol):
 
     def is_durable(self, ticket: int) -> bool: ...
 
+    async def catch_up(self) -> None:
+        """Know of all that is durable, whichever broker has stored it. BrokerUnavailable."""
+        ...
+
     async def read(self, offset: int, messages_max: int, bytes_max: int) -> Chunk:
         """Messages from `offset` on; at least one where there is one, else within the bounds."""
         ...
@@ -144,7 +168,7 @@ class TopicLog(Protocol):
     @property
     def partitions(self) -> Sequence[PartitionLog]: ...
 
-    def open_producer(self, producer: str, epoch: int) -> int:
+    async def open_producer(self, producer: str, epoch: int) -> int:
         """Fence older epochs; returns a sequence up to which everything is durable.
 
         Raises ProducerFenced when a newer epoch is known.
@@ -156,8 +180,57 @@ class TopicLog(Protocol):
         ...
 
 
+class Share(NamedTuple):
+    """What this broker serves of a group until `until_ns` (monotonic), and what others do."""
+
+    positions: Mapping[int, int]
+    held: frozenset[int]
+    members_elsewhere: int
+    until_ns: int
+
+
+class Sharing(Protocol):
+    """Groups whose partitions are served by several brokers."""
+
+    def listen(self, told: Callable[[str, str], None]) -> None:
+        """Call `told(topic, group)` when another broker's turn concerns this one."""
+        ...
+
+    async def groups(self) -> Mapping[tuple[str, str], Share]:
+        """All groups ever known, by (topic, group)."""
+        ...
+
+    async def renew(
+        self,
+        topic: str,
+        group: str,
+        *,
+        partitions: int,
+        members: int,
+        positions: Mapping[int, int],
+        released: Mapping[int, int | None],
+    ) -> Share:
+        """Say that this broker lives, has `members`, and where it stands in what it holds and
+        in what it has let go of. What `held` lacks must be let go of, and be said so."""
+        ...
+
+    async def seek(self, topic: str, group: str, positions: Mapping[int, int]) -> bool:
+        """Move a group; False when it has members somewhere."""
+        ...
+
+
 class Engine(Protocol):
     """Topics, and the saved positions of consumer groups."""
+
+    @property
+    def sharing(self) -> Sharing | None:
+        """How groups are shared with other brokers; None when this one is alone. Then
+        `load_positions` and `save_positions` keep the positions."""
+        ...
+
+    def observe(self, telemetry: Telemetry, health: Health) -> None:
+        """Register the engine's own metrics and checks; once, before `start`."""
+        ...
 
     async def start(self) -> None: ...
 
@@ -170,6 +243,18 @@ class Engine(Protocol):
 
     async def open_topic(self, name: str) -> TopicLog:
         """The topic, which is made when missing."""
+        ...
+
+    async def find_topic(self, name: str) -> TopicLog | None:
+        """The topic, if there is one."""
+        ...
+
+    async def refresh(self) -> None:
+        """Know of all topics and all that is durable in them, whichever broker made it."""
+        ...
+
+    async def until_mendable(self) -> Sequence[PartitionLog]:
+        """The failed partitions, once there are some and a new process would open them."""
         ...
 
     def throttle_ms(self) -> int:

@@ -28,9 +28,11 @@ from gputel.broker.engine.memory import Backlog, Tail
 from gputel.broker.engine.mend import until_mendable
 from gputel.broker.engine.partition import Partition
 from gputel.broker.engine.recovery import Recovered, recover
+from gputel.broker.engine.watching import watch
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import SYSTEM_CLOCK, Clock
 from gputel.errors import InputError, ProducerFenced
+from gputel.observe import Health, Telemetry
 
 _T = TypeVar("_T")
 
@@ -61,7 +63,7 @@ class Topic:
     def partitions(self) -> tuple[Partition, ...]:
         return self._partitions
 
-    def open_producer(self, producer: str, epoch: int) -> int:
+    async def open_producer(self, producer: str, epoch: int) -> int:
         newest = self.newest_epoch(producer)
         if epoch < newest:
             raise ProducerFenced(producer, epoch, newest)
@@ -102,13 +104,12 @@ class EmbeddedEngine:
         *,
         clock: Clock = SYSTEM_CLOCK,
         disk: Disk | None = None,
-        observe_commit_s: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._data_dir = data_dir
         self._clock = clock
         self._disk = disk or Disk()
-        self._observe_commit_s = observe_commit_s
+        self._observe_commit_s: Callable[[float], None] = lambda _: None
         self._topics: dict[str, Topic] = {}
         self._tail = Tail()
         self._backlog = Backlog()
@@ -119,8 +120,18 @@ class EmbeddedEngine:
         self.committer: Committer | None = None
 
     @property
+    def sharing(self) -> None:
+        return None
+
+    @property
     def topics(self) -> Mapping[str, Topic]:
         return self._topics
+
+    def observe(self, telemetry: Telemetry, health: Health) -> None:
+        self._observe_commit_s = telemetry.histogram(
+            "gputel_broker_commit_seconds", "Time to write and sync one group commit"
+        )
+        watch(telemetry, health, self)
 
     async def start(self) -> None:
         """Lock the data directory and open all its topics. InputError when it can't be used."""
@@ -167,8 +178,13 @@ class EmbeddedEngine:
             opened = await self._call(self._create_topic, name)
             return await self._add(opened)
 
+    async def find_topic(self, name: str) -> Topic | None:
+        return self._topics.get(name)
+
+    async def refresh(self) -> None:
+        """What this broker knows is all there is."""
+
     async def until_mendable(self) -> Sequence[Partition]:
-        """The failed partitions, once there are some and a restart would open them."""
 
         def partitions() -> list[Partition]:
             return [of for topic in self._topics.values() for of in topic.partitions]

@@ -185,6 +185,9 @@ class Partition:
         for changed in tuple(self._watchers):
             changed()
 
+    async def catch_up(self) -> None:
+        """See `PartitionLog.catch_up`: nobody else writes."""
+
     async def read(self, offset: int, messages_max: int, bytes_max: int) -> Chunk:
         """See `PartitionLog.read`. Recent messages cost no thread and no disk."""
         offset = max(offset, self.first_offset)

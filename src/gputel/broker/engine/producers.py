@@ -9,6 +9,7 @@ segments, does not forget producers, and so that opening reads the last segment 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import google_crc32c
@@ -38,6 +39,10 @@ class Producers:
 
     def __len__(self) -> int:
         return len(self._marks)
+
+    def items(self) -> Iterable[tuple[str, Mark]]:
+        """All producers with their marks."""
+        return self._marks.items()
 
     def get(self, producer: str) -> Mark | None:
         """What is known of `producer`."""

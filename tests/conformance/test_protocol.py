@@ -1,12 +1,9 @@
-"""The broker over real sockets, spoken to in its own protocol."""
+"""What a broker promises, spoken to in its own protocol over real sockets."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,182 +11,12 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
 
+from conformance.conftest import Serving
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.server import BrokerServer
-from gputel.broker.settings import BrokerSettings
 from gputel.errors import PortInUse
-from gputel.observe import Health, Telemetry
-
-SERVICE = "/gputel.mq.v1.Broker/"
-
-
-@asynccontextmanager
-async def broker(path: Path, **settings: Any) -> AsyncIterator[BrokerServer]:
-    telemetry = Telemetry("broker")
-    server = BrokerServer(
-        BrokerSettings(**{"listen": "127.0.0.1:0", "partitions": 2, **settings}),
-        path,
-        telemetry,
-        Health("broker"),
-    )
-    try:
-        await server.start()
-        yield server
-    finally:
-        await server.stop()
-        telemetry.close()
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[BrokerServer]:
-    async with broker(tmp_path) as server:
-        yield server
-
-
-@asynccontextmanager
-async def connected(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    options = (
-        ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
-        ("grpc.use_local_subchannel_pool", 1),
-    )
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
-        yield channel
-
-
-class Stream:
-    """A call whose responses are read in the background: cancelling a read would end it."""
-
-    def __init__(self, channel: grpc.aio.Channel, method: str, request: Any, response: Any) -> None:
-        self.call = channel.stream_stream(
-            SERVICE + method,
-            request_serializer=request.SerializeToString,
-            response_deserializer=response.FromString,
-        )()
-        self.responses: asyncio.Queue[Any] = asyncio.Queue()
-        self.end: tuple[grpc.StatusCode, str] | None = None
-        self._reader = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        try:
-            while (response := await self.call.read()) is not grpc.aio.EOF:
-                self.responses.put_nowait(response)
-        except (grpc.aio.AioRpcError, asyncio.CancelledError):
-            pass
-        self.end = await self.call.code(), await self.call.details() or ""
-        self.responses.put_nowait(None)
-
-    async def read(self, timeout_s: float = 10) -> Any:
-        async with asyncio.timeout(timeout_s):
-            response = await self.responses.get()
-        assert response is not None, self.end
-        return response
-
-    async def ended(self) -> tuple[grpc.StatusCode, str]:
-        async with asyncio.timeout(10):
-            await self._reader
-        assert self.end is not None
-        return self.end
-
-
-class Producer(Stream):
-    """A Publish stream."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        super().__init__(channel, "Publish", mq.PublishRequest, mq.PublishResponse)
-
-    async def open(self, producer: str = "p", epoch: int = 1, topic: str = "t") -> int:
-        opened = mq.PublishOpen(topic=topic, producer=producer, epoch=epoch)
-        await self.call.write(mq.PublishRequest(open=opened))
-        return int((await self.read()).opened.last_sequence)
-
-    async def send(self, messages: Sequence[tuple[int, str, bytes]]) -> None:
-        batch = mq.MessageBatch(
-            messages=[mq.Message(sequence=s, key=k, payload=p) for s, k, p in messages]
-        )
-        await self.call.write(mq.PublishRequest(batch=batch))
-
-    async def acked(self, sequence: int) -> None:
-        while (await self.read()).ack.sequence < sequence:
-            pass
-
-
-class Consumer(Stream):
-    """A Consume stream that starts all partitions it is given."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        super().__init__(channel, "Consume", mq.ConsumeRequest, mq.ConsumeResponse)
-        self.held: frozenset[int] = frozenset()
-        self.positions: dict[int, int] = {}
-        self.taken: list[mq.Delivery] = []
-
-    async def write(self, **request: Any) -> None:
-        await self.call.write(mq.ConsumeRequest(**request))
-
-    async def open(self, group: str = "g", topic: str = "t", **options: Any) -> None:
-        await self.write(open=mq.ConsumeOpen(topic=topic, group=group, **options))
-        assert (await self.read()).opened.partitions
-
-    async def credit(self, messages: int, size_bytes: int = 1 << 30) -> None:
-        await self.write(credit=mq.Credit(messages=messages, bytes=size_bytes))
-
-    async def step(self, timeout_s: float = 10) -> None:
-        """Take in one response."""
-        response = await self.read(timeout_s)
-        self.taken += response.batch.deliveries
-        if response.HasField("assignment"):
-            generation = response.assignment.generation
-            held = frozenset(response.assignment.partitions)
-            for partition in held - self.held:
-                position = mq.Position(
-                    partition=partition,
-                    next_offset=self.positions.get(partition),
-                    generation=generation,
-                )
-                await self.write(position=position)
-            self.held = held
-
-    async def assigned(self, count: int) -> None:
-        while len(self.held) != count:
-            await self.step()
-
-    async def deliveries(self, count: int) -> list[mq.Delivery]:
-        while len(self.taken) < count:
-            await self.step()
-        taken, self.taken = self.taken, []
-        return taken
-
-    async def ack(self, deliveries: Sequence[mq.Delivery]) -> None:
-        offsets = [mq.Offsets(partition=d.partition, offsets=[d.offset]) for d in deliveries]
-        await self.write(ack=mq.Ack(offsets=offsets))
-
-
-async def publish(channel: grpc.aio.Channel, first: int, count: int, **options: Any) -> None:
-    producer = Producer(channel)
-    await producer.open(**options)
-    await producer.send([(s, f"node-{s % 7}", b"%d" % s) for s in range(first, first + count)])
-    await producer.acked(first + count - 1)
-    await producer.call.done_writing()
-    assert (await producer.ended())[0] is grpc.StatusCode.OK
-
-
-async def ask(channel: grpc.aio.Channel, method: str, request: Any, response: Any) -> Any:
-    return await channel.unary_unary(
-        SERVICE + method,
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=response.FromString,
-    )(request, timeout=10)
-
-
-async def until(condition: Callable[[], Any], timeout_s: float = 10) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not await condition():  # noqa: ASYNC110 - the broker does not tell
-            await asyncio.sleep(0.01)
-
-
-async def groups(channel: grpc.aio.Channel) -> dict[str, mq.Group]:
-    listed = await ask(channel, "ListGroups", mq.ListGroupsRequest(), mq.ListGroupsResponse)
-    return {group.group: group for group in listed.groups}
+from support.wire import Consumer, Producer, ask, connected, groups, publish, until
 
 
 async def test_what_is_published_is_delivered_once_and_in_order(server: BrokerServer) -> None:
@@ -219,8 +46,8 @@ async def test_what_is_published_is_delivered_once_and_in_order(server: BrokerSe
         await consumer.call.done_writing()
 
 
-async def test_everything_survives_a_restart(tmp_path: Path) -> None:
-    async with broker(tmp_path) as server, connected(server.address) as channel:
+async def test_everything_survives_a_restart(serving: Serving) -> None:
+    async with serving() as server, connected(server.address) as channel:
         await publish(channel, 1, 20)
         consumer = Consumer(channel)
         await consumer.open()
@@ -232,7 +59,7 @@ async def test_everything_survives_a_restart(tmp_path: Path) -> None:
             return sum(p.in_flight for p in (await groups(channel))["g"].positions) == 0
 
         await until(arrived)
-    async with broker(tmp_path) as server, connected(server.address) as channel:
+    async with serving() as server, connected(server.address) as channel:
         producer = Producer(channel)
         assert await producer.open() <= 20
         await producer.send([(s, f"node-{s % 7}", b"again") for s in range(1, 22)])
@@ -350,8 +177,8 @@ async def test_a_member_may_say_where_to_go_on(server: BrokerServer) -> None:
         assert min(d.offset for d in taken) == 10
 
 
-async def test_nak_and_timeout_deliver_again_and_then_bury(tmp_path: Path) -> None:
-    async with broker(tmp_path, partitions=1) as server, connected(server.address) as channel:
+async def test_nak_and_timeout_deliver_again_and_then_bury(serving: Serving) -> None:
+    async with serving(partitions=1) as server, connected(server.address) as channel:
         await publish(channel, 1, 3)
         consumer = Consumer(channel)
         await consumer.open(max_deliver=2, ack_timeout_ms=200)
@@ -378,8 +205,8 @@ async def test_nak_and_timeout_deliver_again_and_then_bury(tmp_path: Path) -> No
         await until(done)
 
 
-async def test_term_buries_with_the_reason(tmp_path: Path) -> None:
-    async with broker(tmp_path, partitions=1) as server, connected(server.address) as channel:
+async def test_term_buries_with_the_reason(serving: Serving) -> None:
+    async with serving(partitions=1) as server, connected(server.address) as channel:
         await publish(channel, 1, 1)
         consumer, graves = Consumer(channel), Consumer(channel)
         await consumer.open()
@@ -392,8 +219,8 @@ async def test_term_buries_with_the_reason(tmp_path: Path) -> None:
         assert letter.reason == "no frame at all"
 
 
-async def test_in_progress_holds_the_redelivery_off(tmp_path: Path) -> None:
-    async with broker(tmp_path, partitions=1) as server, connected(server.address) as channel:
+async def test_in_progress_holds_the_redelivery_off(serving: Serving) -> None:
+    async with serving(partitions=1) as server, connected(server.address) as channel:
         await publish(channel, 1, 1)
         consumer = Consumer(channel)
         await consumer.open(ack_timeout_ms=400)
@@ -425,13 +252,13 @@ async def test_a_slow_consumer_slows_nobody(server: BrokerServer) -> None:
         assert len(await quick.deliveries(100)) == 100
 
 
-async def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_said(serving: Serving) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(PortInUse, match=listen):
-            async with broker(tmp_path, listen=listen):
+            async with serving(listen=listen):
                 pass
 
 
@@ -446,8 +273,8 @@ async def test_grpc_health_answers(server: BrokerServer) -> None:
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_stopping_ends_streams_with_a_word(tmp_path: Path) -> None:
-    async with broker(tmp_path) as server, connected(server.address) as channel:
+async def test_stopping_ends_streams_with_a_word(serving: Serving) -> None:
+    async with serving() as server, connected(server.address) as channel:
         producer, consumer = Producer(channel), Consumer(channel)
         await producer.open()
         await consumer.open()

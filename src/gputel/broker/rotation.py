@@ -1,0 +1,87 @@
+"""Which of several brokers a stream speaks to: to one, and to the next one when that fails.
+
+The brokers of a cluster serve the same log, so that a stream may go on with any of them. The
+streams of a client begin one after the other at a broker drawn by chance: neither is one
+broker left with all clients, nor a client with all its streams when one broker dies.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Final
+
+import grpc.aio
+
+from gputel.broker import transport
+
+BACKOFF_FIRST_S: Final = 0.05
+BACKOFF_LAST_S: Final = 1.0
+
+
+class Brokers:
+    """The addresses of one log, and a channel to each that somebody uses."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        assert addresses
+        self.addresses = tuple(addresses)
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._begin = random.randrange(len(self.addresses))
+
+    def rotation(self) -> Rotation:
+        """A stream's own turn through the brokers."""
+        self._begin = (self._begin + 1) % len(self.addresses)
+        return Rotation(self, self._begin)
+
+    def channel(self, address: str) -> grpc.aio.Channel:
+        """The connection to one of them; it is made when it is first used."""
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = transport.open_channel(address)
+        return channel
+
+    async def close(self) -> None:
+        """Close all connections."""
+        channels = tuple(self._channels.values())
+        self._channels.clear()
+        for channel in channels:
+            await channel.close()
+
+
+class Rotation:
+    """Where one stream stands, and how long it waits before the next broker.
+
+    Delays are jittered. They double up to a second from one round through all brokers to the
+    next, not from broker to broker: one that is well shall not wait for those that are not.
+    """
+
+    def __init__(self, brokers: Brokers, index: int) -> None:
+        self._brokers = brokers
+        self._index = index
+        self._failures = 0
+        self._delay_s = BACKOFF_FIRST_S
+
+    @property
+    def address(self) -> str:
+        """The broker whose turn it is."""
+        return self._brokers.addresses[self._index]
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The connection to it."""
+        return self._brokers.channel(self.address)
+
+    def serves(self) -> None:
+        """It answers: the delays begin anew."""
+        self._failures = 0
+        self._delay_s = BACKOFF_FIRST_S
+
+    def failed(self) -> float:
+        """Pass on to the next one; how long to wait before, seconds."""
+        delay_s = self._delay_s * random.uniform(0.5, 1.0)
+        count = len(self._brokers.addresses)
+        self._index = (self._index + 1) % count
+        self._failures += 1
+        if self._failures % count == 0:
+            self._delay_s = min(self._delay_s * 2, BACKOFF_LAST_S)
+        return delay_s

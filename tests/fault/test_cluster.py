@@ -1,0 +1,193 @@
+"""Two brokers over three NATS servers, while brokers and leaders are killed: the laws hold.
+
+Each broker has a proxy, as a load balancer would be: when its broker is gone, it leads to the
+other one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from gputel import broker
+from gputel.broker.settings import BrokerSettings, JetStreamSettings
+from support import history as laws
+from support.broker_process import broker_process
+from support.history import History, Store
+from support.nats_servers import NatsServers, running
+from support.proxy import Proxy
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+
+ROUND_S = 12.0
+QUIET_S = 90.0
+
+
+class Mode(NamedTuple):
+    """What is killed."""
+
+    brokers: bool = False
+    servers: bool = False
+
+
+MODES = {
+    "brokers": Mode(brokers=True),
+    "servers": Mode(servers=True),
+    "everything": Mode(brokers=True, servers=True),
+}
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
+    with running(tmp_path_factory.mktemp("nats"), 3) as servers:
+        yield servers
+
+
+class Brokers:
+    """Two broker processes, each behind a proxy, that are killed and come again."""
+
+    def __init__(
+        self, settings: BrokerSettings, path: Path, draw: random.Random, mode: Mode
+    ) -> None:
+        self._settings = settings
+        self._path = path
+        self._draw = draw
+        self._mode = mode
+        self.proxies = (Proxy(), Proxy())
+        self._addresses = ["", ""]
+        self.well = asyncio.Event()
+        self.starts = 0
+
+    def _lead(self) -> None:
+        """Each proxy to its own broker, or to the other."""
+        for number, proxy in enumerate(self.proxies):
+            proxy.target = self._addresses[number] or self._addresses[1 - number]
+
+    async def run(self, number: int) -> None:
+        """Start one of them until cancelled."""
+        while True:
+            self.starts += 1
+            async with broker_process(self._settings, self._path) as (process, address):
+                assert address, "the broker did not start"
+                self._addresses[number] = address
+                self._lead()
+                ends: list[asyncio.Task[Any]] = [asyncio.create_task(process.wait())]
+                if self._mode.brokers:
+                    ends.append(asyncio.create_task(self._end_of_life()))
+                try:
+                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for task in ends:
+                        task.cancel()
+                    self._addresses[number] = ""
+                    self._lead()
+
+    async def _end_of_life(self) -> None:
+        await asyncio.sleep(self._draw.uniform(1, 5))
+        if self.well.is_set():
+            await asyncio.Event().wait()
+
+
+async def kill_servers(servers: NatsServers, draw: random.Random) -> None:
+    """Kill one server after the other, the next once all are well."""
+    while True:
+        await asyncio.sleep(draw.uniform(0.5, 3))
+        victim = draw.randrange(servers.count)
+        servers.kill(victim)
+        try:
+            await asyncio.sleep(draw.uniform(0.2, 3))
+        finally:
+            servers.launch(victim)
+        await asyncio.to_thread(servers.wait_ready)
+
+
+async def live_through(servers: NatsServers, path: Path, seed: int, mode: Mode) -> str:
+    """One round; what happened in it, in words."""
+    draw = random.Random(seed)
+    history = History()
+    settings = BrokerSettings(
+        listen="127.0.0.1:0",
+        engine="jetstream",
+        jetstream=JetStreamSettings(servers=tuple(servers.urls), replicas=3, namespace=f"s{seed}"),
+    )
+    brokers = Brokers(settings, path, draw, mode)
+    store = Store(history)
+
+    def fork() -> random.Random:
+        return random.Random(draw.randrange(2**32))
+
+    async with brokers.proxies[0], brokers.proxies[1]:
+        a, b = (proxy.address for proxy in brokers.proxies)
+        running_ = [asyncio.create_task(brokers.run(number)) for number in range(2)]
+        producers = [
+            asyncio.create_task(laws.produce(history, address, f"p{number}", fork()))
+            for number, address in enumerate((a, b, a))
+        ]
+        consumers = [
+            asyncio.create_task(consuming)
+            for consuming in (
+                laws.consume(history, a, "group", fork()),
+                laws.consume(history, b, "group", fork()),
+                laws.consume(history, b, "strict", fork()),
+                store.run(a, fork()),
+            )
+        ]
+        trouble = [asyncio.create_task(kill_servers(servers, fork()))] if mode.servers else []
+        everything = [*running_, *producers, *consumers, *trouble]
+        try:
+            await _first_failure(everything, ROUND_S)
+            for task in trouble:
+                task.cancel()
+            await asyncio.gather(*trouble, return_exceptions=True)
+            await asyncio.to_thread(servers.wait_ready)
+            brokers.well.set()
+            history.stop.set()
+            await asyncio.wait_for(asyncio.gather(*producers), QUIET_S)
+            client = await broker.connect(b)
+            try:
+                async with asyncio.timeout(QUIET_S):
+                    while not await laws.caught_up(client, {"group", "strict", "store"}):
+                        await _first_failure([*running_, *consumers], 0.2)
+                broken = await laws.check(history, client)
+            finally:
+                await client.close()
+        finally:
+            for task in everything:
+                task.cancel()
+            await asyncio.gather(*everything, return_exceptions=True)
+    assert not broken, broken
+    assert history.acked
+    return (
+        f"{brokers.starts} broker lives, {len(history.published)} messages published, "
+        f"{len(history.acked)} acknowledged, {len(history.delivered)} delivered"
+    )
+
+
+async def _first_failure(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:
+    """Wait; an exception of any task is ours."""
+    done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+    for task in done:
+        with contextlib.suppress(asyncio.CancelledError):
+            task.result()
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_random_history_of_a_cluster_obeys_the_laws(
+    servers: NatsServers, mode: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    deadline = time.monotonic() + 60 * float(pytestconfig.getoption("--minutes"))
+    first = True
+    while first or time.monotonic() < deadline:
+        first = False
+        seed = random.randrange(2**32)
+        print(f"{mode}: seed {seed}", flush=True)
+        told = asyncio.run(live_through(servers, tmp_path, seed, MODES[mode]))
+        print(f"{mode}: {told}", flush=True)

@@ -1,0 +1,252 @@
+"""A client of several brokers: it goes on with the next when its own is gone, and loses nothing.
+
+Proxies stand in for the brokers of a cluster: all of them lead to one log, as it is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from gputel import broker
+from gputel.broker import BrokerClient, BrokerSettings, Publisher, StartAt, rotation, transport
+from gputel.broker.engines import make_engine
+from gputel.broker.rotation import Brokers
+from gputel.broker.server import BrokerServer
+from gputel.errors import BrokerUnavailable, InputError, NotFound, ProducerFenced
+from gputel.observe import Health, Telemetry
+from support.proxy import Proxy
+
+DEADLINE_S = 30.0
+COUNT = 3000
+SEED = random.randrange(2**32)
+
+
+class Cluster:
+    """One log behind several addresses."""
+
+    def __init__(self, proxies: Sequence[Proxy], server: BrokerServer) -> None:
+        self.proxies = proxies
+        self.server = server
+
+    @property
+    def address(self) -> str:
+        return ",".join(proxy.address for proxy in self.proxies)
+
+    def serve(self, *numbers: int) -> None:
+        """Only these serve from now on."""
+        for number, proxy in enumerate(self.proxies):
+            proxy.target = self.server.address if number in numbers else ""
+            if number not in numbers:
+                proxy.cut()
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    telemetry = Telemetry("broker")
+    settings = BrokerSettings(listen="127.0.0.1:0", partitions=2, disk_reserve_bytes=0)
+    engine = make_engine(settings, tmp_path)
+    server = BrokerServer(settings, engine, telemetry, Health("broker"))
+    async with AsyncExitStack() as stack:
+        proxies = [await stack.enter_async_context(Proxy()) for _ in range(3)]
+        await server.start()
+        try:
+            yield Cluster(proxies, server)
+        finally:
+            await server.stop()
+            telemetry.close()
+
+
+@asynccontextmanager
+async def connected(address: str) -> AsyncIterator[BrokerClient]:
+    client = await broker.connect(address)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def refusing(code: grpc.StatusCode) -> AsyncIterator[str]:
+    """The address of a broker that answers everything with `code`."""
+
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> Any:
+            async def refuse(_: Any, context: Any) -> None:
+                await context.abort(code, "not now")
+
+            if details.method.rpartition("/")[2] in ("Publish", "Consume"):
+                return grpc.stream_stream_rpc_method_handler(refuse)
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+
+
+async def put(publisher: Publisher, sequence: int) -> None:
+    """Publish one message; return when it is acknowledged."""
+    await publisher.publish(sequence, "key", b"payload")
+    assert await publisher.flush(DEADLINE_S)
+
+
+async def disturb(cluster: Cluster) -> None:
+    """Now this one serves, now that one, now two, and for moments none."""
+    print(f"seed {SEED}")
+    draw = random.Random(SEED)
+    while True:
+        cluster.serve(*draw.sample(range(3), draw.choice([0, 1, 1, 1, 2])))
+        await asyncio.sleep(draw.uniform(0.02, 0.4))
+
+
+async def test_nothing_is_lost_or_doubled_while_brokers_come_and_go(cluster: Cluster) -> None:
+    cluster.serve(0)
+    stored: list[int] = []
+    seen: list[int] = []
+
+    async def store(client: BrokerClient) -> None:
+        async with client.consumer("t", group="g") as consumer:
+            async for delivery in consumer:
+                if delivery.sequence not in stored:
+                    stored.append(delivery.sequence)
+                await consumer.ack(delivery.partition, [delivery.offset])
+
+    async def watch(client: BrokerClient) -> None:
+        async with client.consumer("t", start_at=StartAt.EARLIEST) as observer:
+            while True:
+                seen.append((await anext(observer)).sequence)
+
+    async with connected(cluster.address) as client, asyncio.timeout(DEADLINE_S):
+        tasks = [asyncio.create_task(work) for work in (store(client), watch(client))]
+        disturbing = asyncio.create_task(disturb(cluster))
+        publisher = await client.publisher("t", "p", 1, pending_bytes=20_000)
+        for sequence in range(1, COUNT + 1):
+            await publisher.publish(sequence, "key", bytes(1000))
+        disturbing.cancel()
+        cluster.serve(1)
+        assert await publisher.flush(DEADLINE_S)
+        while not len(seen) == len(stored) == COUNT:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert publisher.reconnects > 2
+        await publisher.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # The broker itself holds each message once, in order.
+        (partition,) = [of for of in (await client.topics())[0].partitions if of.next_offset > 0]
+        assert partition.next_offset == COUNT
+    assert stored == list(range(1, COUNT + 1))
+    assert seen == list(range(1, COUNT + 1)), "an observer sees each message once, in order"
+
+
+async def test_the_same_epoch_goes_on_with_another_broker(cluster: Cluster) -> None:
+    cluster.serve(0)
+    async with connected(cluster.address) as client, asyncio.timeout(DEADLINE_S):
+        publisher = await client.publisher("t", "p", 7)
+        await put(publisher, 1)
+        cluster.serve(2)
+        await put(publisher, 2)
+        # A newer one is still the only one that may publish, wherever it connects.
+        cluster.serve(1)
+        newer = await client.publisher("t", "p", 8)
+        await put(newer, 1)
+        with pytest.raises(ProducerFenced):
+            await put(publisher, 3)
+        await publisher.close()
+        await newer.close()
+
+
+async def test_one_that_answers_unavailable_is_passed_over(cluster: Cluster) -> None:
+    cluster.serve(0)
+    good = cluster.proxies[0].address
+    async with AsyncExitStack() as stack:
+        stack_of = stack.enter_async_context
+        bad = [await stack_of(refusing(grpc.StatusCode.UNAVAILABLE)) for _ in range(2)]
+        client = await stack_of(connected(f"{bad[0]}, {good}, {bad[1]}"))
+        async with asyncio.timeout(DEADLINE_S):
+            for epoch in range(1, 4):  # each begins at another broker
+                publisher = await client.publisher("t", "p", epoch)
+                await put(publisher, 1)
+                await publisher.close()
+                async with client.consumer("t", start_at=StartAt.EARLIEST) as observer:
+                    assert [(await anext(observer)).epoch for _ in range(epoch)][-1] == epoch
+            for _ in range(3):
+                assert [topic.name for topic in await client.topics()] == ["t"]
+
+
+async def test_one_that_takes_connections_and_says_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "OPEN_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(transport, "UNARY_TIMEOUT_S", 0.3)
+    cluster.serve(0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        addresses = f"127.0.0.1:{silent.getsockname()[1]},{cluster.proxies[0].address}"
+        async with connected(addresses) as client, asyncio.timeout(DEADLINE_S):
+            for epoch in (1, 2):
+                publisher = await client.publisher("t", "p", epoch)
+                await put(publisher, 1)
+                await publisher.close()
+                assert await client.topics()
+
+
+async def test_a_refusal_is_not_asked_for_again_elsewhere(cluster: Cluster) -> None:
+    cluster.serve(0, 1, 2)
+    async with connected(cluster.address) as client, asyncio.timeout(DEADLINE_S):
+        with pytest.raises(NotFound):
+            await client.fetch("none", 0, 0)
+        publisher = await client.publisher("no topic", "p", 1)
+        with pytest.raises(InputError, match="letters"):
+            await put(publisher, 1)
+        assert publisher.reconnects == 0
+        await publisher.close()
+
+
+async def test_when_none_answers_the_error_names_all(cluster: Cluster) -> None:
+    cluster.serve()
+    async with connected(cluster.address) as client:
+        with pytest.raises(BrokerUnavailable) as caught:
+            await client.groups()
+    for proxy in cluster.proxies:
+        assert proxy.address in str(caught.value)
+    assert "is it running?" in str(caught.value)
+
+
+def test_a_round_is_quick_and_the_next_one_waits_longer() -> None:
+    brokers = Brokers(["a:1", "b:1", "c:1"])
+    turn = brokers.rotation()
+    order = [turn.address]
+    delays: list[float] = []
+    for _ in range(30):
+        delays.append(turn.failed())
+        order.append(turn.address)
+    assert order[:3] == order[3:6]
+    assert set(order) == set(brokers.addresses)
+    assert max(delays[:3]) <= rotation.BACKOFF_FIRST_S
+    assert min(delays[-3:]) >= rotation.BACKOFF_LAST_S / 2
+    assert max(delays) <= rotation.BACKOFF_LAST_S
+    turn.serves()
+    assert turn.failed() <= rotation.BACKOFF_FIRST_S
+
+
+def test_the_streams_of_a_client_begin_in_turn_and_clients_anywhere() -> None:
+    brokers = Brokers(["a:1", "b:1"])
+    assert {brokers.rotation().address, brokers.rotation().address} == {"a:1", "b:1"}
+    firsts = {Brokers(["a:1", "b:1"]).rotation().address for _ in range(100)}
+    assert firsts == {"a:1", "b:1"}

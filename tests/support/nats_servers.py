@@ -1,0 +1,86 @@
+"""The nats-servers of `gputel up --cluster`, started and killed without an event loop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gputel.services import nats
+
+READY_S = 60.0
+POLL_S = 0.05
+
+
+class NatsServers:
+    """`count` servers with their files in `directory`. Methods block."""
+
+    def __init__(self, directory: Path, count: int, changed: Mapping[str, Any]) -> None:
+        self.servers = nats.make_servers(directory, count)
+        self._changed = changed
+        self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
+
+    @property
+    def count(self) -> int:
+        """How many there are, running or not."""
+        return len(self.servers)
+
+    @property
+    def urls(self) -> list[str]:
+        """Where clients connect, of all."""
+        return [server.url for server in self.servers]
+
+    def start(self) -> None:
+        """Start all of them."""
+        for index in range(self.count):
+            self.launch(index)
+        self.wait_ready()
+
+    def launch(self, index: int) -> None:
+        """Start one, new or again."""
+        server = self.servers[index]
+        server.directory.mkdir(exist_ok=True)
+        config = server.directory / "nats.conf"
+        config.write_text(json.dumps(json.loads(server.config()) | dict(self._changed)))
+        self._processes[index] = subprocess.Popen(
+            [nats.find_program(), "--config", str(config)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait_ready(self) -> None:
+        """Return once every server that runs is well, and has caught up with the others."""
+        deadline = time.monotonic() + READY_S
+        for server, process in zip(self.servers, self._processes, strict=True):
+            while process is not None and (problem := nats.find_problem(server.monitor_url)):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise ChildProcessError(f"{server.name}: {problem}")
+                time.sleep(POLL_S)
+
+    def kill(self, index: int) -> None:
+        """End one at once."""
+        process, self._processes[index] = self._processes[index], None
+        if process is not None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    def stop(self) -> None:
+        """End all."""
+        for index in range(self.count):
+            self.kill(index)
+
+
+@contextmanager
+def running(directory: Path, count: int, **changed: Any) -> Iterator[NatsServers]:
+    """Servers that run while the context does; `changed` goes over their configuration."""
+    servers = NatsServers(directory, count, changed)
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.stop()
