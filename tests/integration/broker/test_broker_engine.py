@@ -19,7 +19,7 @@ from gputel.broker.settings import BrokerSettings
 from gputel.clock import ManualClock
 from gputel.errors import InputError, ProducerFenced
 
-SMALL = BrokerSettings(partitions=1, segment_bytes=limits.COMMIT_BYTES_MAX)
+SMALL = BrokerSettings(partitions=1, segment_bytes=limits.SEGMENT_BYTES_MIN)
 
 
 @asynccontextmanager
@@ -111,7 +111,7 @@ async def test_retention_forgets_messages_and_not_producers(tmp_path: Path) -> N
     clock = ManualClock()
     settings = BrokerSettings(
         partitions=1,
-        segment_bytes=limits.COMMIT_BYTES_MAX,
+        segment_bytes=limits.SEGMENT_BYTES_MIN,
         retention_bytes=3 * limits.MIB,
         retention_seconds=60,
     )
