@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -15,6 +17,7 @@ from gputel.broker import transport
 from gputel.broker.consumer import Consumer, OnAssign, OnRevoke, StartAt
 from gputel.broker.publisher import Publisher
 from gputel.clock import SYSTEM_CLOCK, Clock
+from gputel.errors import BrokerUnavailable
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -29,11 +32,16 @@ async def connect(address: str, *, clock: Clock = SYSTEM_CLOCK) -> BrokerClient:
 
 
 class BrokerClient:
-    """Makes publishers and consumers over one connection; close them before the client."""
+    """Makes publishers and consumers over one connection; close them before the client.
+
+    Those that are still open when it closes end with BrokerUnavailable.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, address: str, clock: Clock) -> None:
         self._channel = channel
         self._clock = clock
+        self._children: weakref.WeakSet[Publisher | Consumer] = weakref.WeakSet()
+        self._closed = False
         self.address = address
 
     async def publisher(
@@ -49,7 +57,8 @@ class BrokerClient:
 
         `on_change` is called whenever it has connected, got an acknowledgement or failed.
         """
-        return Publisher(
+        self._check()
+        publisher = Publisher(
             self._channel,
             topic,
             producer,
@@ -58,6 +67,8 @@ class BrokerClient:
             clock=self._clock,
             on_change=on_change,
         )
+        self._children.add(publisher)
+        return publisher
 
     def consumer(
         self,
@@ -79,8 +90,9 @@ class BrokerClient:
         awaited before the first delivery of a partition, again after a reconnect.
         `on_revoke(partition)` tells that another member may have it now.
         """
+        self._check()
         start = start_at or (StartAt.EARLIEST if group else StartAt.LATEST)
-        return Consumer(
+        consumer = Consumer(
             self._channel,
             mq.ConsumeOpen(
                 topic=topic,
@@ -95,6 +107,8 @@ class BrokerClient:
             on_revoke=on_revoke,
             clock=self._clock,
         )
+        self._children.add(consumer)
+        return consumer
 
     async def topics(self) -> list[mq.Topic]:
         """Topics with their partitions; BrokerUnavailable when nobody answers."""
@@ -136,6 +150,7 @@ class BrokerClient:
         return await self._ask("Fetch", request, mq.FetchResponse)
 
     async def _ask(self, method: str, request: Message, response: type[_Response]) -> _Response:
+        self._check()
         call: Callable[..., Any] = self._channel.unary_unary(
             f"/{transport.SERVICE}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
@@ -147,6 +162,17 @@ class BrokerClient:
             raise transport.refusal(error) or transport.unavailable(self.address, error) from None
         return answer
 
+    def _check(self) -> None:
+        if self._closed:
+            raise _closed()
+
     async def close(self) -> None:
         """Close the connection."""
+        self._closed = True
+        # First, for a call on a closed channel is an error in gRPC's own words.
+        await asyncio.gather(*(child.abort(_closed()) for child in tuple(self._children)))
         await self._channel.close()
+
+
+def _closed() -> BrokerUnavailable:
+    return BrokerUnavailable("the client is closed")

@@ -103,7 +103,8 @@ class Consumer:
         return len(self._queue)
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name=f"consumer-{self._open.group}")
+        if self._failure is None:
+            self._task = asyncio.create_task(self._run(), name=f"consumer-{self._open.group}")
         return self
 
     async def __aexit__(
@@ -122,6 +123,14 @@ class Consumer:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        self._arrived.set()
+
+    async def abort(self, failure: GputelError) -> None:
+        """Stop at once; who waits, or takes a delivery later, gets `failure`."""
+        self._failure = self._failure or failure
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         self._arrived.set()
 
     def __aiter__(self) -> Self:

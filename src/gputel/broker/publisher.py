@@ -121,6 +121,13 @@ class Publisher:
         await asyncio.gather(self._task, return_exceptions=True)
         self._room.set()
 
+    async def abort(self, failure: GputelError) -> None:
+        """Stop at once; who waits, or calls later, gets `failure`."""
+        self._failure = self._failure or failure
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._room.set()
+
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
