@@ -42,6 +42,8 @@ PRODUCERS_PER_PARTITION_MAX = 131_072
 GROUP_WINDOW_MAX = 65_536  # delivered beyond the first message that is not acknowledged
 DEAD_REASON_BYTES_MAX = 1 * KIB
 BROKER_STREAMS_MAX = 4096
+BROKER_CALLS_MAX = BROKER_STREAMS_MAX + 256  # streams, those that are being opened, and unary calls
+UNACKED_RUNS_MAX = 4096  # of a Publish stream; its producer may leave its acks unread
 
 # Queries.
 QUERY_POINTS_DEFAULT = 100_000
