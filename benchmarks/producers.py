@@ -23,7 +23,7 @@ import grpc.aio
 import numpy as np
 
 from benchmarks import report
-from benchmarks.brokers import BrokerProcess, connected, running_broker_process
+from benchmarks.brokers import BrokerProcess, connected, run, running_broker_process
 from gputel import broker
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--cuts", type=int, default=10_000, help="streams opened and cancelled")
     report.add_arguments(parser)
     arguments = parser.parse_args()
-    asyncio.run(measure(arguments.producers, arguments.seconds, arguments.cuts))
+    run(measure(arguments.producers, arguments.seconds, arguments.cuts))
 
 
 if __name__ == "__main__":

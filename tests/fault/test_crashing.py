@@ -1,4 +1,4 @@
-"""The troubles that the random histories rely on do happen: a plan that does nothing proves nothing."""
+"""The troubles that the random histories rely on do happen: else those prove nothing."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ async def test_the_proxy_cuts_and_stalls() -> None:
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     async with server, Proxy() as proxy, asyncio.timeout(10):
-        proxy.target = "127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        proxy.target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         host, _, port = proxy.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"1")

@@ -127,9 +127,7 @@ class BrokerServer:
         ]
 
     async def _listen(self, host: str, port: int) -> None:
-        server = grpc.aio.server(
-            options=OPTIONS, maximum_concurrent_rpcs=limits.BROKER_CALLS_MAX
-        )
+        server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=limits.BROKER_CALLS_MAX)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, self._handlers()),)
         )

@@ -10,9 +10,9 @@ from typing import Any
 
 import grpc.aio
 import pytest
-
 from benchmarks.brokers import connected, running_broker_process
 from benchmarks.producers import cut
+
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
@@ -59,7 +59,10 @@ async def test_streams_that_are_cut_off_leave_nothing_behind(tmp_path: Path) -> 
 async def test_consumers_that_read_nothing_hold_one_read_each(tmp_path: Path) -> None:
     payload = bytes(limits.FRAME_BYTES_TARGET)
     async with asyncio.timeout(DEADLINE_S):
-        async with running_broker_process(tmp_path) as running, connected(running.address) as client:
+        async with (
+            running_broker_process(tmp_path) as running,
+            connected(running.address) as client,
+        ):
             publisher = await client.publisher(TOPIC, "p", 1)
             for sequence in range(1, LOG_MIB * limits.MIB // len(payload) + 1):
                 await publisher.publish(sequence, "k", payload)
@@ -121,27 +124,30 @@ async def test_a_producer_that_reads_no_acks_is_read_no_more(
         held.append(len(self._unacked))
 
     monkeypatch.setattr(PublishStream, "_extend", counted)
-    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as server:
-        async with transport.open_channel(server.address) as channel:
-            call = transport.publish_call(channel)
-            start = mq.PublishOpen(topic=TOPIC, producer="p", epoch=1)
-            await call.write(mq.PublishRequest(open=start))
-            await transport.next_response(call)
-            for sequence in range(1, 21):
-                message = mq.Message(sequence=sequence, key="k", payload=b"x")
-                await call.write(mq.PublishRequest(batch=mq.MessageBatch(messages=[message])))
-            while len(held) < 5:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-            async with connected(server.address) as client:
-                await client.topics()  # whatever was sent before has been looked at by now
-            assert held == [1, 2, 3, 4, 5]
-            unblock.set()
-            acked = 0
-            while acked < 20:
-                response = await transport.next_response(call)
-                assert response is not None
-                acked = response.ack.sequence
-            call.cancel()
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        serving(tmp_path) as server,
+        transport.open_channel(server.address) as channel,
+    ):
+        call = transport.publish_call(channel)
+        start = mq.PublishOpen(topic=TOPIC, producer="p", epoch=1)
+        await call.write(mq.PublishRequest(open=start))
+        await transport.next_response(call)
+        for sequence in range(1, 21):
+            message = mq.Message(sequence=sequence, key="k", payload=b"x")
+            await call.write(mq.PublishRequest(batch=mq.MessageBatch(messages=[message])))
+        while len(held) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        async with connected(server.address) as client:
+            await client.topics()  # whatever was sent before has been looked at by now
+        assert held == [1, 2, 3, 4, 5]
+        unblock.set()
+        acked = 0
+        while acked < 20:
+            response = await transport.next_response(call)
+            assert response is not None
+            acked = response.ack.sequence
+        call.cancel()
     assert max(held) == 5
 
 
@@ -149,18 +155,19 @@ async def test_calls_that_never_open_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "BROKER_CALLS_MAX", 8)
-    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as server:
-        async with transport.open_channel(server.address) as channel:
-            calls = []
-            for _ in range(20):
-                call = transport.consume_call(channel)
-                await call.wait_for_connection()
-                calls.append(call)
-            refused = [call for call in calls if call.done()]
-            while len(refused) < 12:
-                await asyncio.wait({asyncio.ensure_future(asyncio.sleep(0.01))})
-                refused = [call for call in calls if call.done()]
-            codes = {await call.code() for call in refused}
-            assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-            for call in calls:
-                call.cancel()
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        serving(tmp_path) as server,
+        transport.open_channel(server.address) as channel,
+    ):
+        calls = []
+        for _ in range(20):
+            call = transport.consume_call(channel)
+            await call.wait_for_connection()
+            calls.append(call)
+        while sum(call.done() for call in calls) < 12:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        codes = {await call.code() for call in calls if call.done()}
+        assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        for call in calls:
+            call.cancel()

@@ -192,14 +192,18 @@ async def test_damage_in_the_middle_is_told_and_passed_over(tmp_path: Path) -> N
         assert (await read_all(partition))[-1].offset == 10
 
 
+async def store_in(partition: Partition, sequence: int, payload: bytes) -> None:
+    ticket = partition.append("p", 1, sequence, b"", payload)
+    await until(lambda: partition.is_durable(ticket))
+
+
 async def test_a_damaged_partition_stops_no_other(tmp_path: Path) -> None:
     settings = BrokerSettings(partitions=3, segment_bytes=limits.SEGMENT_BYTES_MIN)
     async with opened(tmp_path, settings) as engine:
         topic = await engine.open_topic("t")
         for sequence in range(1, 6):
-            tickets = [p.append("p", 1, sequence, b"", b"x" * 50) for p in topic.partitions]
-            for partition, ticket in zip(topic.partitions, tickets, strict=True):
-                await until(lambda p=partition, t=ticket: p.is_durable(t))
+            for partition in topic.partitions:
+                await store_in(partition, sequence, b"x" * 50)
     path = log_file(tmp_path)  # of partition 0
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 0x40
@@ -209,8 +213,7 @@ async def test_a_damaged_partition_stops_no_other(tmp_path: Path) -> None:
         assert [bool(partition.damage) for partition in partitions] == [True, False, False]
         for partition, kept in zip(partitions, (4, 5, 5), strict=True):
             assert len(await read_all(partition)) == kept
-            ticket = partition.append("p", 1, 6, b"", b"y")
-            await until(lambda p=partition, t=ticket: p.is_durable(t))
+            await store_in(partition, 6, b"y")
             assert (await read_all(partition))[-1].payload == b"y"
 
 

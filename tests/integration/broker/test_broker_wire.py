@@ -15,7 +15,6 @@ from typing import Any
 import grpc.aio
 import pytest
 from google.protobuf import descriptor_pb2
-from google.protobuf.descriptor import Descriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -125,12 +124,12 @@ def test_the_documented_bytes_are_what_the_page_says_of_them() -> None:
     assert {delivery.stored_at_ns for delivery in deliveries} == {T0}
 
 
-def wrong_names(text: str, of: Descriptor) -> list[str]:
-    """Names in a JavaScript object that are no fields of `of`, or of the message in it."""
+def wrong_names(text: str, of: Any) -> list[str]:
+    """Names in a JavaScript object that are no fields of the descriptor `of`, or of those in it."""
     wrong: list[str] = []
     tokens = re.findall(r'"[^"]*"|\w+|[^\s\w]', text)
-    inside: list[Descriptor | None] = []  # of the open brackets
-    within: Descriptor | None = of  # of the value that follows
+    inside: list[Any] = []  # the descriptors of the open brackets
+    within = of  # that of the value that follows
     before = ""
     for token in tokens:
         if token in "{[(":
