@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +149,15 @@ async def verify(
     return seen == dict(expected) and stored == sum(expected.values())
 
 
-if __name__ == "__main__":
-    gc.freeze()  # as every service does
+def run(main: Coroutine[None, None, None]) -> None:
+    """Run `main` as every service runs: on uvloop, and the collector leaves what is imported alone.
+
+    Else one collection of the oldest generation, 140 ms, is the p99 of all latencies.
+    """
+    gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(msgspec.json.decode(sys.argv[1], type=BrokerSettings), Path(sys.argv[2])))
+        runner.run(main)
+
+
+if __name__ == "__main__":
+    run(serve(msgspec.json.decode(sys.argv[1], type=BrokerSettings), Path(sys.argv[2])))

@@ -5,7 +5,8 @@
 From disk: the broker that wrote the log is stopped first, so that nothing is read from its memory;
 the page cache may be warm. At the tail: frames are published at half of the rate that was
 possible right before; latency is from when a frame was due to when its consumer has it, fsync
-included. Every message is compared.
+included. The disk's own share: a bare loop that, paced alike, appends what is due and syncs it.
+Every message is compared.
 """
 
 from __future__ import annotations
@@ -20,12 +21,20 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
-from benchmarks.brokers import DEADLINE_S, connected, running_broker, verify
+from benchmarks.brokers import (
+    DEADLINE_S,
+    connected,
+    run,
+    running_broker,
+    running_broker_process,
+    verify,
+)
 from gputel import limits
 from gputel.broker import BrokerClient, StartAt
 
 TOPIC = "frames"
 PRODUCERS = 8
+IOV_MAX = 1024
 
 
 async def from_disk(directory: Path, size_mib: int, rounds: int) -> tuple[list[float], bool]:
@@ -108,18 +117,20 @@ async def at_tail(
 
 
 def fsync_p99_ms(directory: Path, rate: float, seconds: float) -> float:
-    """The same latency of a bare append + fdatasync of `rate` frames a second."""
+    """The same latency of a bare loop that appends all frames that are due, and syncs once."""
     frame = os.urandom(limits.FRAME_BYTES_TARGET)
     latencies: list[float] = []
     fd = os.open(directory / "loop", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         started = time.perf_counter()
-        for number in range(round(rate * seconds)):
-            due = started + number / rate
-            time.sleep(max(due - time.perf_counter(), 0))
-            os.write(fd, frame)
+        while len(latencies) < rate * seconds:
+            first = len(latencies)
+            time.sleep(max(started + first / rate - time.perf_counter(), 0))
+            due = max(int((time.perf_counter() - started) * rate), first) + 1 - first
+            os.writev(fd, [frame] * min(due, IOV_MAX))
             os.fdatasync(fd)
-            latencies.append(time.perf_counter() - due)
+            now = time.perf_counter() - started
+            latencies += [now - (first + n) / rate for n in range(min(due, IOV_MAX))]
     finally:
         os.close(fd)
         (directory / "loop").unlink()
@@ -131,14 +142,20 @@ async def measure(size_mib: int, rounds: int, seconds: float) -> None:
         directory = Path(name)
         rates, correct = await from_disk(directory, size_mib, rounds)
         report.emit("consume.mb_per_s", max(rates) / 1e6, "MB/s", correct, worst=min(rates) / 1e6)
-        async with running_broker(directory) as address, connected(address) as client:
+        async with (
+            running_broker_process(directory) as running,
+            connected(running.address) as client,
+        ):
             rate = await frames_per_s(client, seconds) / 2
             tails, rights = [], True
             for number in range(rounds):
+                client_s, broker_s = time.process_time(), running.cpu_s()
                 latencies, right = await at_tail(client, f"tail{number}", rate, seconds)
+                client_us = (time.process_time() - client_s) / len(latencies) * 1e6
+                broker_us = (running.cpu_s() - broker_s) / len(latencies) * 1e6
                 p99, p50 = np.percentile(np.array(latencies) * 1000, (99, 50)).tolist()
                 loop_ms = await asyncio.to_thread(fsync_p99_ms, directory, rate, seconds)
-                tails.append((p99, p50, loop_ms))
+                tails.append((p99, p50, loop_ms, client_us, broker_us))
                 rights = rights and right
     report.emit(
         "consume.tail_p99_ms",
@@ -149,6 +166,8 @@ async def measure(size_mib: int, rounds: int, seconds: float) -> None:
         fsync_loop_p99_ms=min(tails)[2],
         worst=max(tails)[0],
         worst_fsync_loop=max(tails)[2],
+        client_cpu_us=min(tails)[3],
+        broker_cpu_us=min(tails)[4],
         mb_per_s=rate * limits.FRAME_BYTES_TARGET / 1e6,
     )
 
@@ -160,7 +179,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each round at the tail")
     report.add_arguments(parser)
     arguments = parser.parse_args()
-    asyncio.run(measure(arguments.mib, arguments.rounds, arguments.seconds))
+    run(measure(arguments.mib, arguments.rounds, arguments.seconds))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from benchmarks.brokers import (
     DEADLINE_S,
     BrokerProcess,
     connected,
+    run,
     running_broker_process,
     verify,
 )
@@ -183,7 +184,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many counts")
     report.add_arguments(parser)
     arguments = parser.parse_args()
-    asyncio.run(measure(arguments.seconds, arguments.rounds))
+    run(measure(arguments.seconds, arguments.rounds))
 
 
 if __name__ == "__main__":

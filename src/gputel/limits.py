@@ -30,7 +30,8 @@ GRPC_MESSAGE_BYTES_MAX = FRAME_BYTES_MAX + 64 * KIB
 # Broker.
 PARTITIONS_MAX = 256
 SEGMENT_BYTES_DEFAULT = 64 * MIB
-COMMIT_BYTES_MAX = 1 * MIB  # one group commit
+SEGMENT_BYTES_MIN = 1 * MIB
+COMMIT_BYTES_MAX = 4 * MIB  # one group commit
 COMMIT_DELAY_MS_MAX = 5
 BATCH_BYTES_MAX = 256 * KIB  # messages put into one request or response; a larger one goes alone
 PENDING_BYTES_MAX = 32 * MIB  # accepted and not yet committed, over all partitions
@@ -42,6 +43,8 @@ GROUP_WINDOW_MAX = 65_536  # delivered beyond the first message that is not ackn
 DEAD_REASON_BYTES_MAX = 1 * KIB
 BROKER_STREAMS_MAX = 4096
 NATS_PAYLOAD_BYTES_MAX = 1 * MIB  # of one message with its headers, in the servers we start
+BROKER_CALLS_MAX = BROKER_STREAMS_MAX + 256  # streams, those that are being opened, and unary calls
+UNACKED_RUNS_MAX = 4096  # of a Publish stream; its producer may leave its acks unread
 
 # Queries.
 QUERY_POINTS_DEFAULT = 100_000
@@ -58,6 +61,8 @@ assert CHUNK_BYTES_MAX <= FRAME_BYTES_MAX
 assert FRAME_BYTES_TARGET <= FRAME_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX
 assert GRPC_MESSAGE_BYTES_MAX < NATS_PAYLOAD_BYTES_MAX
 assert BATCH_BYTES_MAX <= FRAME_BYTES_MAX <= COMMIT_BYTES_MAX <= SEGMENT_BYTES_DEFAULT
+assert FRAME_BYTES_MAX <= SEGMENT_BYTES_MIN <= SEGMENT_BYTES_DEFAULT
+assert COMMIT_BYTES_MAX <= PENDING_BYTES_MAX
 assert CHUNK_SAMPLES_MAX * SET_COLUMNS_MAX <= FRAME_CELLS_MAX
 assert CHUNK_DIRECT_SAMPLES_MIN <= CHUNK_SAMPLES_MAX
 assert QUERY_POINTS_DEFAULT <= QUERY_POINTS_MAX

@@ -66,6 +66,7 @@ class Brokers:
             else 0,
             full_chance=0.002 if bad else 0,
             sync_error_chance=0.0005 if bad else 0,
+            write_error_chance=0.0005 if bad else 0,
             short_write_chance=0.1 if bad else 0,
             clock_jumps=not self.well,
             fsync=self._mode.fsync,

@@ -44,6 +44,7 @@ class Plan:
     power_loss_after: int = 0  # disk operations
     full_chance: float = 0
     sync_error_chance: float = 0
+    write_error_chance: float = 0
     short_write_chance: float = 0
     clock_jumps: bool = False
     fsync: str = "always"
@@ -116,6 +117,9 @@ class CrashingDisk(Disk):
                 self._full_until = time.monotonic() + FULL_S
                 super().append(fd, [buffers[0][: self._random.randrange(64)]])
                 raise OSError(errno.ENOSPC, "No space left on device")
+            if self._random.random() < self._plan.write_error_chance:
+                super().append(fd, [buffers[0][: self._random.randrange(64)]])
+                raise OSError(errno.EIO, "Input/output error")
             # Power may go in the middle of a write, too.
             half = self._random.randint(0, len(buffers))
             super().append(fd, buffers[:half])
@@ -160,7 +164,7 @@ class JumpingClock(SystemClock):
         return super().time_ns() + self.offset_s * 1_000_000_000
 
 
-def _write_short(plan: Plan) -> None:
+def write_short(plan: Plan) -> None:
     """Let the kernel take less than it is given, as it may."""
     whole = os.writev
     draw = random.Random(plan.seed + 1)
@@ -176,7 +180,7 @@ def _write_short(plan: Plan) -> None:
 
 async def main(plan: Plan) -> None:
     """Serve until killed; a partition that failed ends the process, as a supervisor would."""
-    _write_short(plan)
+    write_short(plan)
     clock = JumpingClock()
     settings = BrokerSettings(
         listen="127.0.0.1:0",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -32,12 +34,17 @@ async def connect(address: str, *, clock: Clock = SYSTEM_CLOCK) -> BrokerClient:
 
 
 class BrokerClient:
-    """Makes publishers and consumers; close them before the client."""
+    """Makes publishers and consumers; close them before the client.
+
+    Those that are still open when it closes end with BrokerUnavailable.
+    """
 
     def __init__(self, address: str, clock: Clock) -> None:
         self._brokers = Brokers([one.strip() for one in address.split(",")])
         self._asked = self._brokers.rotation()
         self._clock = clock
+        self._children: weakref.WeakSet[Publisher | Consumer] = weakref.WeakSet()
+        self._closed = False
         self.address = address
 
     async def publisher(
@@ -53,7 +60,8 @@ class BrokerClient:
 
         `on_change` is called whenever it has connected, got an acknowledgement or failed.
         """
-        return Publisher(
+        self._check()
+        publisher = Publisher(
             self._brokers.rotation(),
             topic,
             producer,
@@ -62,6 +70,8 @@ class BrokerClient:
             clock=self._clock,
             on_change=on_change,
         )
+        self._children.add(publisher)
+        return publisher
 
     def consumer(
         self,
@@ -83,8 +93,9 @@ class BrokerClient:
         awaited before the first delivery of a partition, again after a reconnect.
         `on_revoke(partition)` tells that another member may have it now.
         """
+        self._check()
         start = start_at or (StartAt.EARLIEST if group else StartAt.LATEST)
-        return Consumer(
+        consumer = Consumer(
             self._brokers.rotation(),
             mq.ConsumeOpen(
                 topic=topic,
@@ -99,6 +110,8 @@ class BrokerClient:
             on_revoke=on_revoke,
             clock=self._clock,
         )
+        self._children.add(consumer)
+        return consumer
 
     async def topics(self) -> list[mq.Topic]:
         """Topics with their partitions; BrokerUnavailable when nobody answers."""
@@ -141,6 +154,7 @@ class BrokerClient:
 
     async def _ask(self, method: str, request: Message, response: type[_Response]) -> _Response:
         """Ask one broker, and each of the others while none answers."""
+        self._check()
         problems = []
         for _ in self._brokers.addresses:
             call: Callable[..., Any] = self._asked.channel.unary_unary(
@@ -160,6 +174,17 @@ class BrokerClient:
                 return answer
         raise BrokerUnavailable("; ".join(problems), hint="is it running?")
 
+    def _check(self) -> None:
+        if self._closed:
+            raise _closed()
+
     async def close(self) -> None:
         """Close the connections."""
+        self._closed = True
+        # First, for a call on a closed channel is an error in gRPC's own words.
+        await asyncio.gather(*(child.abort(_closed()) for child in tuple(self._children)))
         await self._brokers.close()
+
+
+def _closed() -> BrokerUnavailable:
+    return BrokerUnavailable("the client is closed")

@@ -79,6 +79,7 @@ class Consumer:
         self._queue: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
         self._held: dict[tuple[int, int], int] = {}  # what was delivered: its bytes
+        self._held_bytes = 0
         self._resume_at: dict[int, int] = {}  # an observer's next offsets
         self._assignment: dict[int, asyncio.Task[None]] = {}
         self._outbox: deque[mq.ConsumeRequest] = deque()
@@ -103,7 +104,8 @@ class Consumer:
         return len(self._queue)
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name=f"consumer-{self._open.group}")
+        if self._failure is None:
+            self._task = asyncio.create_task(self._run(), name=f"consumer-{self._open.group}")
         return self
 
     async def __aexit__(
@@ -122,6 +124,14 @@ class Consumer:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        self._arrived.set()
+
+    async def abort(self, failure: GputelError) -> None:
+        """Stop at once; who waits, or takes a delivery later, gets `failure`."""
+        self._failure = self._failure or failure
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         self._arrived.set()
 
     def __aiter__(self) -> Self:
@@ -177,18 +187,25 @@ class Consumer:
     def _settle(self, partition: int, offset: int) -> None:
         size_bytes = self._held.pop((partition, offset), None)
         if size_bytes is not None:
+            self._held_bytes -= size_bytes
             self._give_credit(1, size_bytes)
 
     def _give_credit(self, messages: int, size_bytes: int) -> None:
         self._credit_messages += messages
         self._credit_bytes += size_bytes
-        # A quarter of the window at a time, or when nothing else could bring the rest.
-        if (
-            self._credit_messages * 4 >= self._messages_max
-            or self._credit_bytes * 4 >= self._bytes_max
-            or not self._queue
-        ):
+        if self._credit_is_due():
             self._wake_writer.set()
+
+    def _credit_is_due(self) -> bool:
+        """A quarter of the window at a time, or as much as the broker has left: it never runs dry.
+
+        PERF(credit): a request for each delivery would cost both sides as much as the delivery.
+        """
+        left_messages = self._messages_max - len(self._held) - self._credit_messages
+        left_bytes = self._bytes_max - self._held_bytes - self._credit_bytes
+        return self._credit_messages >= min(self._messages_max / 4, max(left_messages, 1)) or (
+            self._credit_bytes >= min(self._bytes_max / 4, max(left_bytes, 1))
+        )
 
     def _send(self, **request: object) -> None:
         self._outbox.append(mq.ConsumeRequest(**request))  # type: ignore[arg-type]
@@ -228,6 +245,7 @@ class Consumer:
         if not self._observer:
             self._queue.clear()
             self._held.clear()
+            self._held_bytes = 0
         call = transport.consume_call(self._rotation.channel)
         writer: asyncio.Task[None] | None = None
         try:
@@ -239,7 +257,7 @@ class Consumer:
             self.connected = True
             self._rotation.serves()
             self._credit_messages = self._messages_max - len(self._held)
-            self._credit_bytes = max(1, self._bytes_max - sum(self._held.values()))
+            self._credit_bytes = max(1, self._bytes_max - self._held_bytes)
             self._wake_writer.set()
             writer = asyncio.create_task(self._write(call), name="consumer-writer")
             await self._read(call)
@@ -263,12 +281,12 @@ class Consumer:
 
     def _receive(self, batch: mq.DeliveryBatch) -> None:
         for d in batch.deliveries:
-            key = (d.partition, d.offset)
-            if d.partition not in self._assignment or key in self._held:
+            if d.partition not in self._assignment:
                 self._give_credit(1, len(d.payload))
-                if d.partition not in self._assignment:
-                    continue
-            self._held[key] = len(d.payload)
+                continue
+            self._settle(d.partition, d.offset)  # it came again: that spent credit, too
+            self._held[d.partition, d.offset] = len(d.payload)
+            self._held_bytes += len(d.payload)
             if self._observer:
                 self._resume_at[d.partition] = d.offset + 1
             self._queue.append(
@@ -284,15 +302,17 @@ class Consumer:
                 )
             )
         self._arrived.set()
+        if self._credit_is_due():
+            self._wake_writer.set()
 
     async def _write(self, call: transport.ConsumeCall) -> None:
         while True:
+            silent = False
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self._wake_writer.wait()
             except TimeoutError:
-                await call.write(mq.ConsumeRequest(credit=mq.Credit()))
-                continue
+                silent = True
             self._wake_writer.clear()
             if self._acks:
                 acks, self._acks = self._acks, {}
@@ -300,7 +320,7 @@ class Consumer:
                 await call.write(mq.ConsumeRequest(ack=mq.Ack(offsets=offsets)))
             while self._outbox:
                 await call.write(self._outbox.popleft())
-            if self._credit_messages or self._credit_bytes:
+            if silent or self._credit_is_due():
                 credit = mq.Credit(messages=self._credit_messages, bytes=self._credit_bytes)
                 self._credit_messages = self._credit_bytes = 0
                 await call.write(mq.ConsumeRequest(credit=credit))

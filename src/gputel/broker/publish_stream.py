@@ -1,6 +1,7 @@
 """One producer's stream: messages in, cumulative acks out.
 
-    reader  context.read -> check -> partition.extend          (waits while the backlog is full)
+    reader  context.read -> check -> partition.extend          (waits while the backlog is full,
+                                                               or acks are not taken)
     acker   partitions' commits -> the longest durable prefix -> PublishAck
 
 The acker alone writes, because a stream takes one write at a time.
@@ -32,6 +33,7 @@ class PublishStream:
         self._reader: asyncio.Task[None] | None = None
         self._is_fenced: Callable[[], ProducerFenced | None] = lambda: None
         self._unacked: deque[tuple[PartitionLog, int, int]] = deque()  # (log, ticket, sequence)
+        self._acked = asyncio.Event()  # `_unacked` has become shorter
         self._watched: set[PartitionLog] = set()
         self._key = ""
         self._route: tuple[bytes, PartitionLog] | None = None  # where messages of `_key` go
@@ -92,6 +94,9 @@ class PublishStream:
                 raise InputError("after `open` a Publish stream carries batches only")
             self._check_fence()
             await self._engine.room()
+            while len(self._unacked) >= limits.UNACKED_RUNS_MAX:
+                self._acked.clear()
+                await self._acked.wait()
             self._accept(topic, opened, request.batch.messages)
             self._throttle_ms = self._engine.throttle_ms()
             if self._throttle_ms or self._ack_is_due():
@@ -170,6 +175,7 @@ class PublishStream:
                 return sequence
             sequence = of_message
             unacked.popleft()
+            self._acked.set()
         # An idle stream is not woken by the commits of others.
         self._unwatch()
         return sequence

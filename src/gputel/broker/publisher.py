@@ -122,6 +122,13 @@ class Publisher:
         await asyncio.gather(self._task, return_exceptions=True)
         self._room.set()
 
+    async def abort(self, failure: GputelError) -> None:
+        """Stop at once; who waits, or calls later, gets `failure`."""
+        self._failure = self._failure or failure
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._room.set()
+
     @property
     def _broker(self) -> str:
         return f"broker {self._rotation.address}"

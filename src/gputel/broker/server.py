@@ -46,6 +46,8 @@ OPTIONS: Final = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
+    # A frame of usual size, or a batch, comes in one go instead of waiting for window updates.
+    ("grpc.http2.lookahead_bytes", limits.BATCH_BYTES_MAX),
     ("grpc.max_concurrent_streams", limits.BROKER_STREAMS_MAX),
     # Clients may ask every two seconds whether we live; we ask them after ten.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
@@ -111,7 +113,7 @@ class BrokerServer:
         ]
 
     async def _listen(self, host: str, port: int) -> None:
-        server = grpc.aio.server(options=OPTIONS)
+        server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=limits.BROKER_CALLS_MAX)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, self._handlers()),)
         )

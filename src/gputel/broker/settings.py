@@ -60,11 +60,11 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     #: or after the write. The cluster's servers say it themselves (`sync_interval`).
     fsync: Literal["always", "interval", "os"] = "always"
     fsync_interval_ms: Positive = 200
-    segment_bytes: Annotated[int, msgspec.Meta(ge=limits.COMMIT_BYTES_MAX)] = (
+    segment_bytes: Annotated[int, msgspec.Meta(ge=limits.SEGMENT_BYTES_MIN)] = (
         limits.SEGMENT_BYTES_DEFAULT
     )
     #: Oldest segments go when a partition is larger or older than this.
-    retention_bytes: Annotated[int, msgspec.Meta(ge=limits.COMMIT_BYTES_MAX)] = 4096 * limits.MIB
+    retention_bytes: Annotated[int, msgspec.Meta(ge=limits.SEGMENT_BYTES_MIN)] = 4096 * limits.MIB
     retention_seconds: Positive = 7 * 86_400
     #: Free disk space below which producers are throttled.
     disk_reserve_bytes: Annotated[int, msgspec.Meta(ge=0)] = 256 * limits.MIB

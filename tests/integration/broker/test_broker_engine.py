@@ -19,7 +19,7 @@ from gputel.broker.settings import BrokerSettings
 from gputel.clock import ManualClock
 from gputel.errors import InputError, ProducerFenced
 
-SMALL = BrokerSettings(partitions=1, segment_bytes=limits.COMMIT_BYTES_MAX)
+SMALL = BrokerSettings(partitions=1, segment_bytes=limits.SEGMENT_BYTES_MIN)
 
 
 @asynccontextmanager
@@ -111,7 +111,7 @@ async def test_retention_forgets_messages_and_not_producers(tmp_path: Path) -> N
     clock = ManualClock()
     settings = BrokerSettings(
         partitions=1,
-        segment_bytes=limits.COMMIT_BYTES_MAX,
+        segment_bytes=limits.SEGMENT_BYTES_MIN,
         retention_bytes=3 * limits.MIB,
         retention_seconds=60,
     )
@@ -190,6 +190,31 @@ async def test_damage_in_the_middle_is_told_and_passed_over(tmp_path: Path) -> N
         assert kept[-1] == 10
         await store(topic, 11, 1)
         assert (await read_all(partition))[-1].offset == 10
+
+
+async def store_in(partition: Partition, sequence: int, payload: bytes) -> None:
+    ticket = partition.append("p", 1, sequence, b"", payload)
+    await until(lambda: partition.is_durable(ticket))
+
+
+async def test_a_damaged_partition_stops_no_other(tmp_path: Path) -> None:
+    settings = BrokerSettings(partitions=3, segment_bytes=limits.SEGMENT_BYTES_MIN)
+    async with opened(tmp_path, settings) as engine:
+        topic = await engine.open_topic("t")
+        for sequence in range(1, 6):
+            for partition in topic.partitions:
+                await store_in(partition, sequence, b"x" * 50)
+    path = log_file(tmp_path)  # of partition 0
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 0x40
+    path.write_bytes(damaged)
+    async with opened(tmp_path, settings) as engine:
+        partitions = engine.topics["t"].partitions
+        assert [bool(partition.damage) for partition in partitions] == [True, False, False]
+        for partition, kept in zip(partitions, (4, 5, 5), strict=True):
+            assert len(await read_all(partition)) == kept
+            await store_in(partition, 6, b"y")
+            assert (await read_all(partition))[-1].payload == b"y"
 
 
 async def test_commits_gather_what_comes_meanwhile(tmp_path: Path) -> None:

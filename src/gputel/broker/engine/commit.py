@@ -1,7 +1,7 @@
 """The committer: one thread that makes accepted messages durable, many at once.
 
 While one commit waits for the disk, messages gather for the next: a busy partition gets
-large commits, an idle one does not wait. One round takes up to 1 MiB of a partition.
+large commits, an idle one does not wait. One round takes up to 4 MiB of a partition.
 """
 
 from __future__ import annotations
@@ -59,14 +59,17 @@ class Writer:
     def _active(self) -> Segment:
         return self.partition.segments_held[-1]
 
-    def take(self) -> list[Block]:
-        """The next commit's blocks: what could not be written before, or what is pending."""
+    def take(self, bytes_max: int = limits.COMMIT_BYTES_MAX) -> list[Block]:
+        """The next commit's blocks: what could not be written before, or what is pending.
+
+        At least one block where there is one, else `bytes_max` of them.
+        """
         if not self._held:
             size_bytes = 0
             pending = self.partition.pending
             while pending:
                 size_bytes += pending[0].size_bytes
-                if self._held and size_bytes > limits.COMMIT_BYTES_MAX:
+                if self._held and size_bytes > bytes_max:
                     break
                 self._held.append(pending.popleft())
         return self._held
@@ -243,7 +246,7 @@ class Committer:
     def _commit(self, writer: Writer) -> bool:
         """One commit; returns whether it was done."""
         partition = writer.partition
-        blocks = writer.take()
+        blocks = writer.take(min(limits.COMMIT_BYTES_MAX, self._settings.segment_bytes))
         if not blocks or writer.failed:
             return False
         started_ns = time.monotonic_ns()

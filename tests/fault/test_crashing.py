@@ -1,0 +1,165 @@
+"""The troubles that the random histories rely on do happen: else those prove nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gputel import broker
+from gputel.broker import StartAt
+from support.crashing import FULL_S, JUMPS_S, SECTOR_BYTES, CrashingDisk, Plan, write_short
+from support.proxy import Proxy
+
+pytestmark = pytest.mark.fault
+
+
+def disk(tmp_path: Path, **chances: float) -> tuple[CrashingDisk, int]:
+    """A disk and a descriptor that appends to a file `log` on it."""
+    broken = CrashingDisk(Plan(str(tmp_path), **chances))  # type: ignore[arg-type]
+    return broken, broken.open_append(tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    ("chance", "number"), [("full_chance", errno.ENOSPC), ("write_error_chance", errno.EIO)]
+)
+def test_writes_fail_and_leave_a_part(tmp_path: Path, chance: str, number: int) -> None:
+    broken, fd = disk(tmp_path, **{chance: 1})
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number says which
+        broken.append(fd, [b"x" * 100])
+    assert caught.value.errno == number
+    assert (tmp_path / "log").stat().st_size < 64
+    os.close(fd)
+
+
+def test_a_full_disk_stays_full_for_a_while(tmp_path: Path) -> None:
+    broken, fd = disk(tmp_path, full_chance=1)
+    started = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            broken.append(fd, [b"x"])
+    assert broken._full_until >= started + FULL_S
+    os.close(fd)
+
+
+def test_syncs_fail(tmp_path: Path) -> None:
+    broken, fd = disk(tmp_path, sync_error_chance=1)
+    with pytest.raises(OSError, match="Input/output"):
+        broken.sync(fd)
+    os.close(fd)
+
+
+def test_writes_come_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "writev", os.writev)  # put back at the end
+    write_short(Plan(str(tmp_path), short_write_chance=1))
+    fd = os.open(tmp_path / "short", os.O_WRONLY | os.O_CREAT)
+    assert os.writev(fd, [b"x" * 50, b"y" * 50]) < 100
+    os.close(fd)
+    broken, fd = disk(tmp_path)
+    broken.append(fd, [b"x" * 50, b"y" * 50])  # goes on until all is written
+    assert (tmp_path / "log").read_bytes() == b"x" * 50 + b"y" * 50
+    os.close(fd)
+
+
+class PowerLost(BaseException):
+    """Instead of the process's end."""
+
+
+def test_the_power_cut_drops_what_was_not_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was synced stays; of the rest sectors are missing, and the end is anywhere."""
+
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (os.getpid(), signal.SIGKILL)
+        raise PowerLost
+
+    monkeypatch.setattr(os, "kill", kill)
+    seed = random.randrange(2**16)
+    print(f"seed {seed}")
+    torn = unnamed = 0
+    for number in range(200):
+        path = tmp_path / str(number)
+        path.mkdir()
+        broken, fd = disk(path, seed=seed + number, power_loss_after=6)
+        broken.append(fd, [b"s" * 1000])
+        broken.sync(fd)
+        if number % 2:
+            broken.sync_dir(path)
+        broken.append(fd, [b"u" * 8 * SECTOR_BYTES])
+        with pytest.raises(PowerLost):
+            broken.sync(fd)
+        os.close(fd)
+        if not number % 2 and not (path / "log").exists():
+            unnamed += 1  # its directory was not synced
+            continue
+        data = (path / "log").read_bytes()
+        assert data[:1000] == b"s" * 1000
+        torn += len(data) < 1000 + 8 * SECTOR_BYTES or b"\0" in data
+    assert torn >= 90
+    assert 20 <= unnamed <= 80
+
+
+async def test_the_clock_jumps_by_an_hour(tmp_path: Path) -> None:
+    """What is stored carries the broker's time: hours apart within seconds."""
+    plan = Plan(str(tmp_path / "broker"), partitions=1, clock_jumps=True)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "support.crashing",
+        plan.argument(),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            address = (await process.stdout.readline()).decode().strip()
+            client = await broker.connect(address)
+            publisher = await client.publisher("t", "p", 1)
+            seen: set[int] = set()
+            async with client.consumer("t", start_at=StartAt.EARLIEST) as consumer:
+                sequence = 0
+                while seen != set(JUMPS_S):
+                    sequence += 1
+                    await publisher.publish(sequence, "k", b"x")
+                    delivery = await anext(consumer)
+                    assert delivery.sequence == sequence
+                    seen.add(round((delivery.stored_at_ns / 1e9 - time.time()) / 3600) * 3600)
+            await publisher.close()
+            await client.close()
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_the_proxy_cuts_and_stalls() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while block := await reader.read(100):
+            writer.write(block)
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    async with server, Proxy() as proxy, asyncio.timeout(10):
+        proxy.target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        host, _, port = proxy.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"1")
+        assert await reader.read(10) == b"1"
+        stalled = asyncio.create_task(proxy.stall(0.2))
+        await asyncio.sleep(0)
+        writer.write(b"2")
+        answer = asyncio.create_task(reader.read(10))
+        await asyncio.wait({answer, stalled}, return_when=asyncio.FIRST_COMPLETED)
+        assert stalled.done()
+        assert await answer == b"2"  # nothing is lost by a stall
+        proxy.cut()
+        assert await reader.read(10) == b""
+        writer.close()
