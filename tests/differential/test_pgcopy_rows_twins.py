@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def values_of(random: np.random.Generator, kind: str, rows: int) -> Any:
 def pieces(random: np.random.Generator, stream: bytes) -> list[bytes]:
     count = int(random.integers(0, 30))
     cuts = [0, *sorted(random.integers(0, len(stream) + 1, count).tolist()), len(stream)]
-    return [stream[first:end] for first, end in zip(cuts, cuts[1:], strict=False)]
+    return [stream[first:end] for first, end in itertools.pairwise(cuts)]
 
 
 @pytest.mark.parametrize("seed", range(40))

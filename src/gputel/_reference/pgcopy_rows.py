@@ -142,7 +142,12 @@ def _number(number: int, kind: FieldType, payload: bytes) -> bytes:
 def _whole(payload: bytes) -> int | None:
     """A numeric, where it is a u64."""
     count, weight, sign, _, *digits = struct.unpack(f">hhHh{len(payload) // 2 - 4}H", payload)
-    if count != len(digits) or sign or not count - 1 <= weight <= 4 or max(digits, default=0) > 9999:
+    if (
+        count != len(digits)
+        or sign
+        or not count - 1 <= weight <= 4
+        or max(digits, default=0) > 9999
+    ):
         return 0 if (count, sign, digits) == (0, 0, []) else None
     value = sum(int(digit) * 10_000 ** (weight - i) for i, digit in enumerate(digits))
     return value if value < 2**64 else None

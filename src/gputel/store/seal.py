@@ -125,9 +125,7 @@ class _Walk:
     async def _take(self, session: Connection) -> list[int]:
         """The next GPUs, ascending."""
         async with self._taking:
-            found = await session.fetch(
-                _GPU_IDS.format(table=self._name), self._after, self._gpus
-            )
+            found = await session.fetch(_GPU_IDS.format(table=self._name), self._after, self._gpus)
             gpu_ids = [row[0] for row in found]
             self._after = gpu_ids[-1] if gpu_ids else self._after
         return gpu_ids
@@ -168,7 +166,9 @@ class _Walk:
             )
             if not len(rows):
                 return False
-            items = await asyncio.to_thread(_items, self._metric_set, np.full(len(rows), gpu_id), rows)
+            items = await asyncio.to_thread(
+                _items, self._metric_set, np.full(len(rows), gpu_id), rows
+            )
             await session.execute(
                 f"DELETE FROM {self._name} WHERE gpu_id = $1 "
                 "AND (time, epoch, sequence) <= ($2, $3, $4)",
