@@ -1,6 +1,6 @@
 """The only door to the kernels.
 
-    ring, columns, codec, chunk_rows, minutes, pgcopy, nvml
+    ring, columns, codec, chunk_rows, minutes, pgcopy, pgcopy_rows, nvml
         native (gputel._native), or the readable twins (gputel._reference) where
         GPUTEL_KERNELS=reference asks for them
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gputel._native.minutes import minute_statistics
     from gputel._native.nvml import Sweeper
     from gputel._native.pgcopy import CopyStream
+    from gputel._native.pgcopy_rows import CopyRows
     from gputel._native.ring import Ring
 elif NATIVE:
     try:
@@ -37,6 +38,7 @@ elif NATIVE:
         from gputel._native.minutes import minute_statistics
         from gputel._native.nvml import Sweeper
         from gputel._native.pgcopy import CopyStream
+        from gputel._native.pgcopy_rows import CopyRows
         from gputel._native.ring import Ring
     except ImportError as error:
         raise ImportError(
@@ -51,6 +53,7 @@ else:
     from gputel._reference.minutes import minute_statistics
     from gputel._reference.nvml import Sweeper
     from gputel._reference.pgcopy import CopyStream
+    from gputel._reference.pgcopy_rows import CopyRows
     from gputel._reference.ring import Ring
 
 
@@ -67,6 +70,7 @@ __all__ = [
     "ChunkHeader",
     "ChunkRows",
     "Columns",
+    "CopyRows",
     "CopyStream",
     "DecodedChunk",
     "FieldType",

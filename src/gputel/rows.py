@@ -73,6 +73,17 @@ class MinuteStatistics(NamedTuple):
     sum: npt.NDArray[np.float64]
 
 
+class CopiedRows(NamedTuple):
+    """n rows of a COPY stream; the receiver owns the arrays.
+
+    columns  one array[n] a field; 0 where it is NULL
+    valid    one bool[n] a field: where it is not
+    """
+
+    columns: tuple[npt.NDArray[np.generic], ...]
+    valid: tuple[npt.NDArray[np.bool_], ...]
+
+
 def row_dtype(storages: str) -> np.dtype[np.void]:
     """The structured dtype of a row; its cells are the fields `c0`, `c1`, ...
 

@@ -12,25 +12,18 @@ import pytest
 
 from gputel import broker as broker_package
 from gputel import store as store_package
-from gputel import wire
 from gputel.broker import BrokerClient, BrokerSettings
 from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
-from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.collector.settings import CollectorSettings
 from gputel.observe import Health, Telemetry
 from gputel.sink import Sink
 from gputel.store import Store
-from gputel.store.query import Query
 from gputel.store.settings import DatabaseSettings, StoreSettings
+from support.sinking import TOPIC, check, publish, until
 
 if TYPE_CHECKING:
     from support.database import Producer
-
-START_NS = 1_760_000_000_000_000_000
-MS = 1_000_000
-FAST = SET_BY_CADENCE[Cadence.FAST].metrics
-TOPIC = "telemetry"
 
 
 @pytest.fixture
@@ -84,21 +77,6 @@ class Running:
         self.telemetry.close()
 
 
-async def publish(client: BrokerClient, producer: Producer, first: int, n: int) -> None:
-    publisher = await client.publisher(TOPIC, producer.name, producer.epoch)
-    for i in range(first, first + n):
-        frame = producer.frame([START_NS + i * 100 * MS])
-        await publisher.publish(frame.sequence, producer.node, wire.encode_frame(frame))
-    assert await publisher.flush(20)
-    await publisher.close()
-
-
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def stored(store: Store, frames: int, timeout_s: float = 20) -> None:
     """Wait until so many messages are behind the offsets."""
 
@@ -108,20 +86,6 @@ async def stored(store: Store, frames: int, timeout_s: float = 20) -> None:
         return bool(total >= frames)
 
     await until(reached, timeout_s)
-
-
-async def check(store: Store, producers: list[Producer]) -> None:
-    """Everything published is found, once, with its value."""
-    query = Query(store)
-    for producer in producers:
-        for index in range(producer.gpus):
-            row = await query.gpu(producer.gpu(index).uuid)
-            page = await query.telemetry(
-                row, start_ns=0, end_ns=START_NS * 2, metrics=FAST, limit=1_000_000
-            )
-            for series in page.series:
-                found = list(zip(series.time_ns.tolist(), series.values.tolist(), strict=True))
-                assert found == producer.expected(row.gpu.uuid, series.metric, 0, START_NS * 2)
 
 
 async def test_everything_is_stored_then_acknowledged(

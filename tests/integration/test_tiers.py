@@ -8,112 +8,36 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-import numpy as np
 import pytest
 
 from gputel import store as store_package
-from gputel.catalog import BY_NAME, SET_BY_CADENCE, Cadence
+from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.clock import SYSTEM_CLOCK, ManualClock
 from gputel.errors import DatabaseUnavailable
 from gputel.store import Store, chunks, seal
-from gputel.store.claim import Claims
-from gputel.store.frames import Message
-from gputel.store.ingest import Ingest
 from gputel.store.maintain import Maintainer
-from gputel.store.query import Query
 from gputel.store.rechunk import SMALL_BYTES, SMALL_SAMPLES
-from gputel.store.settings import DatabaseSettings, StoreSettings
+from gputel.store.settings import DatabaseSettings
+from support.tiers import (
+    HOUR_NS,
+    SETTINGS,
+    START_NS,
+    S,
+    commit,
+    count,
+    hours,
+    mixed,
+    points,
+    settle,
+)
 
 if TYPE_CHECKING:
-    from support.database import Point, Producer
-
-START_NS = 1_760_000_000_000_000_000
-END_NS = START_NS + 86_400_000_000_000
-S = 1_000_000_000
-HOUR_NS = 3600 * S
-SETTINGS = StoreSettings(hot_partition_minutes=10, seal_after_minutes=1)
-POWER = BY_NAME["power_watts"]
-
-
-async def commit(store: Store, messages: list[Message]) -> None:
-    ingest = Ingest(store, SETTINGS)
-    claims = Claims(store, SYSTEM_CLOCK)
-    claim = await claims.acquire("telemetry", 0)
-    assert claim is not None
-    await ingest.commit(claim, messages)
-    await claims.close()
-
-
-def mixed(producer: Producer) -> list[Message]:
-    """Three hours: rows, chunks, and rows that are late."""
-    messages = [producer.publish([START_NS + i * 60 * S]) for i in range(180)]
-    messages += [
-        producer.publish([START_NS + (i + j) * S + S // 4 for j in range(50)])
-        for i in range(0, 10_000, 50)
-    ]
-    messages += [
-        producer.publish([START_NS + i * 300 * S], cadence=Cadence.SLOW) for i in range(36)
-    ]
-    return messages
+    from support.database import Producer
 
 
 @pytest.fixture
 def later() -> ManualClock:
     return ManualClock(SYSTEM_CLOCK.time_ns() + HOUR_NS)
-
-
-async def points(store: Store, producer: Producer) -> None:
-    """Every value that was published is found once, in two ways of asking."""
-    query = Query(store)
-    for row in await query.gpus():
-        for limit in (1_000_000, 3333):
-            found: list[Point] = []
-            cursor = None
-            while True:
-                page = await query.telemetry(
-                    row,
-                    start_ns=START_NS,
-                    end_ns=END_NS,
-                    metrics=[POWER],
-                    limit=limit,
-                    cursor=cursor,
-                )
-                (series,) = page.series
-                found += zip(series.time_ns.tolist(), series.values.tolist(), strict=True)
-                cursor = page.next_cursor
-                if cursor is None:
-                    break
-            assert [time_ns for time_ns, _ in found] == sorted(time_ns for time_ns, _ in found)
-            assert sorted(found) == producer.expected(row.gpu.uuid, POWER, START_NS, END_NS)
-
-
-async def hours(store: Store, producer: Producer) -> None:
-    """gpu_hour says what was published, of every metric."""
-    async with store.session() as session:
-        found = {
-            (r["uuid"], r["metric"], int(r["hour"].timestamp())): tuple(r)[4:]
-            for r in await session.fetch(
-                "SELECT uuid, metric, hour, unit, n, min, max, avg, sum FROM gpu_hour"
-            )
-        }
-    expected = {}
-    for (uuid, metric), published in producer.points.items():
-        by_hour: dict[int, list[float]] = {}
-        for time_ns, value in published:
-            by_hour.setdefault(time_ns // HOUR_NS * 3600, []).append(float(value))
-        for hour, of_hour in by_hour.items():
-            expected[uuid, metric.name, hour] = of_hour
-    assert found.keys() == expected.keys()
-    for key, values in expected.items():
-        n, low, high, mean, total = found[key]
-        assert (n, low, high) == (len(values), min(values), max(values))
-        assert np.isclose(total, sum(values), rtol=1e-9)
-        assert np.isclose(mean, sum(values) / n, rtol=1e-9)
-
-
-async def count(store: Store, what: str) -> int:
-    async with store.session() as session:
-        return int(await session.fetchval(f"SELECT count(*) FROM {what}"))
 
 
 async def no_two_small_chunks(store: Store) -> None:
@@ -125,15 +49,6 @@ async def no_two_small_chunks(store: Store) -> None:
             SMALL_BYTES,
         )
     assert not crowds
-
-
-async def settle(maintainer: Maintainer, clock: ManualClock) -> None:
-    """Rounds until nothing is left to do; the next passes of merging are then a day away."""
-    for _ in range(3):
-        await maintainer.round()
-    clock.advance(2 * 86_400)
-    for _ in range(3):
-        await maintainer.round()
 
 
 async def test_small_chunks_are_merged_once(

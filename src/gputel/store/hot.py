@@ -1,18 +1,11 @@
 """Hot rows: samples as wide rows, into PostgreSQL and back, always as binary COPY.
 
-Rows read back have a fixed width: a NULL travels as 0 beside a false flag, and a numeric
-as a shifted bigint, so that the stream is one numpy view and no value becomes a Python
-object on its way.
-
-    +---------+------+------+------+------+------+------+----- a metric -----+------+
-    | fields  | 4-8  | time | 4-8  | epoch| 4-8  | seq. | 4-1 | flag | 4-8 | value| ...
-    |  i16    | i32  | i64  | i32  | i64  | i32  | i64  | i32 |  u8  | i32 | 4,8 B|
-    +---------+------+------+------+------+------+------+-----+------+-----+------+
+Rows come back as they are stored, and the kernel takes the stream apart as it arrives: no value
+becomes a Python object on its way, and a NULL is four bytes.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -20,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from gputel.batch import DTYPES, Batch
+from gputel.batch import Batch
 from gputel.catalog import METRIC_SETS, Metric, MetricSet, Storage
 from gputel.clock import NS_PER_US
-from gputel.kernels import CopyStream, FieldType, RowBlock
+from gputel.kernels import CopyRows, CopyStream, FieldType, RowBlock
 from gputel.store import schema
 from gputel.store.copying import copy_in
 
@@ -53,14 +46,6 @@ _LAYOUTS: Final = {
 _EPOCH_2000_US: Final = 946_684_800_000_000
 _HEADER_BYTES: Final = 19
 _TRAILER_BYTES: Final = 2
-_U64_SHIFT: Final = 2**63
-
-_READ_TYPES: Final = {
-    Storage.F32: ">f4",
-    Storage.F64: ">f8",
-    Storage.I64: ">i8",
-    Storage.U64: ">i8",
-}
 
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -188,12 +173,36 @@ async def read(
     tail: str = "",
 ) -> Rows:
     """The rows of `table` for which the SQL condition `where` holds, in the order of `tail`."""
-    cells = [f"({m.name} IS NOT NULL), {_read_expression(m)}" for m in metrics]
-    selected = ", ".join(["time", "epoch", "sequence", *cells])
-    query = f"SELECT {selected} FROM {table} WHERE {where} {tail}"
-    output = io.BytesIO()
-    await connection.copy_from_query(query, *arguments, output=output, format="binary")
-    return parse(output.getbuffer(), metrics)
+    _, rows = await read_gpus(connection, table, metrics, where, arguments, tail)
+    return rows
+
+
+async def read_gpus(
+    connection: Connection,
+    table: str,
+    metrics: Sequence[Metric],
+    where: str,
+    arguments: Sequence[object],
+    tail: str = "",
+) -> tuple[Int64s, Rows]:
+    """As `read`, of several GPUs: (int64[n], the GPU of each row; the rows)."""
+    types = *_KEY.values(), *(_COPY_TYPES[metric.storage] for metric in metrics)
+    reader = CopyRows(types)
+
+    async def take(block: bytes) -> None:
+        reader.feed(block)
+
+    names = ", ".join((*_KEY, *(metric.name for metric in metrics)))
+    await connection.copy_from_query(
+        f"SELECT {names} FROM {table} WHERE {where} {tail}",
+        *arguments,
+        output=take,
+        format="binary",
+    )
+    columns, valid = reader.finish()
+    gpu_id, time_ns, epoch, sequence = cast(tuple[Int64s, ...], columns[: len(_KEY)])
+    values = columns[len(_KEY) :], valid[len(_KEY) :]
+    return gpu_id, Rows(time_ns, epoch, sequence, *values)
 
 
 def copied(stream: memoryview, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
@@ -206,34 +215,3 @@ def copied(stream: memoryview, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]
 def times_ns(timestamps: npt.NDArray[np.generic]) -> Int64s:
     """PostgreSQL's timestamps, big-endian us since 2000, as ns since 1970."""
     return cast(Int64s, (timestamps.astype("<i8") + _EPOCH_2000_US) * NS_PER_US)
-
-
-def parse(stream: memoryview, metrics: Sequence[Metric]) -> Rows:
-    """The rows of a binary COPY stream of the form drawn above."""
-    layout: list[tuple[str, str]] = [("fields", ">i2")]
-    for name in ("time", "epoch", "sequence"):
-        layout += [(f"{name}_length", ">i4"), (name, ">i8")]
-    for i, metric in enumerate(metrics):
-        layout += [(f"flag{i}_length", ">i4"), (f"flag{i}", "?")]
-        layout += [(f"value{i}_length", ">i4"), (f"value{i}", _READ_TYPES[metric.storage])]
-    table = copied(stream, np.dtype(layout))
-    columns = []
-    for i, metric in enumerate(metrics):
-        if metric.storage is Storage.U64:
-            column: Values = table[f"value{i}"].astype("<i8").view("<u8") ^ np.uint64(_U64_SHIFT)
-        else:
-            column = table[f"value{i}"].astype(DTYPES[metric.storage.value])
-        columns.append(column)
-    return Rows(
-        times_ns(table["time"]),
-        table["epoch"].astype("<i8"),
-        table["sequence"].astype("<i8"),
-        tuple(columns),
-        tuple(table[f"flag{i}"].astype(np.bool_) for i in range(len(metrics))),
-    )
-
-
-def _read_expression(metric: Metric) -> str:
-    if metric.storage is Storage.U64:
-        return f"(coalesce({metric.name}, 0) - {_U64_SHIFT})::bigint"
-    return f"coalesce({metric.name}, 0)"

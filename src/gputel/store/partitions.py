@@ -149,6 +149,10 @@ async def drop_partition(session: Connection, name: str, *, only_empty: bool = F
 
     `only_empty`: nor when there is a row in it.
     """
+    # PERF(drop): this look takes as long as it takes, nobody waits for it, and what is deleted is
+    # pruned by it: the look below, for which others wait, then takes a tenth.
+    if only_empty and await session.fetchval(f"SELECT 1 FROM {name} LIMIT 1"):
+        return False
     try:
         async with session.transaction():
             await session.execute(f"SET LOCAL lock_timeout = {DROP_WAIT_MS}")

@@ -9,7 +9,8 @@ a killed step did is undone. Minutes and hours have counted the samples already.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
@@ -35,13 +36,18 @@ log = logging.getLogger(__name__)
 #: A chunk of fewer samples and bytes is small.
 SMALL_SAMPLES: Final = SAMPLES_A_CHUNK // 2
 SMALL_BYTES: Final = CHUNK_BYTES_MAX // 4
+PAIRS_A_LOOK: Final = 256
 CHUNKS_A_STEP: Final = 2048
 SAMPLES_A_STEP: Final = 131_072
 
-# GPU and set of the first chunk behind one; the key's index leads there.
-_NEXT: Final = """
-SELECT gpu_id, set_id FROM {table} WHERE (gpu_id, set_id) > ($1, $2)
-ORDER BY gpu_id, set_id LIMIT 1
+# GPUs and sets behind one that have something to merge. One look for many: a partition has a
+# chunk or more for every hour of each, and most have nothing.
+_NEXT: Final = f"""
+SELECT DISTINCT gpu_id, set_id FROM (
+    SELECT gpu_id, set_id FROM {{table}} WHERE (gpu_id, set_id) > ($1, $2) AND t1 < $3
+        AND samples < {SMALL_SAMPLES} AND octet_length(payload) < {SMALL_BYTES}
+    GROUP BY gpu_id, set_id, epoch HAVING count(*) > 1 AND sum(samples) >= $4
+) AS c ORDER BY gpu_id, set_id LIMIT {PAIRS_A_LOOK}
 """
 
 # Small chunks of epochs that have several, and as many samples as are wanted.
@@ -81,6 +87,8 @@ class Pass:
     began_ns: int
     gpu_id: int = I64_MIN
     set_id: int = 0
+    #: What comes next, as far as it was looked for.
+    pairs: deque[tuple[int, int]] = field(default_factory=deque)
     over: bool = False
     merged: int = 0
     written: int = 0
@@ -89,13 +97,19 @@ class Pass:
         """Do the next GPU and set. DatabaseUnavailable."""
         async with store.session() as session:
             try:
-                found = await session.fetchrow(
-                    _NEXT.format(table=self.name), self.gpu_id, self.set_id
-                )
-                if found is None:
+                if not self.pairs:
+                    found = await session.fetch(
+                        _NEXT.format(table=self.name),
+                        self.gpu_id,
+                        self.set_id,
+                        self.before,
+                        self.samples_min,
+                    )
+                    self.pairs.extend((gpu_id, set_id) for gpu_id, set_id in found)
+                if not self.pairs:
                     self.over = True
                     return
-                self.gpu_id, self.set_id = found
+                self.gpu_id, self.set_id = self.pairs.popleft()
                 while self.set_id in SET_BY_ID and await self._step(session):
                     pass
             except CONTENDED as error:

@@ -8,6 +8,8 @@ what a killed step did is undone. Only the empty partition is locked, for a mome
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from gputel.catalog import MetricSet
 from gputel.errors import FrameTooLarge
 from gputel.store import chunks, hot
 from gputel.store.chunks import Chunk
-from gputel.store.hot import Rows
+from gputel.store.hot import Int64s, Rows
 from gputel.store.merge import I64_MIN
 from gputel.store.partitions import Partitions, drop_partition
 from gputel.store.times import DAY_NS, MINUTE_NS, to_datetime, to_ns
@@ -35,9 +37,11 @@ log = logging.getLogger(__name__)
 
 #: Enough for the columns to compress well, few enough for a query of minutes to stay small.
 SAMPLES_A_CHUNK: Final = 4096
-#: A step ends with the GPU that reaches this; of one GPU it takes no more.
+#: A step takes as many GPUs as have about half of so many rows; of one that has more, a part.
 ROWS_A_STEP: Final = 65_536
 GPUS_A_STEP: Final = 1000
+#: PERF(seal): while one step is encoded, the server sends the rows of another.
+STEPS_AT_ONCE: Final = 2
 
 #: Another transaction did the same, or was in the way: try again later.
 CONTENDED: Final = (
@@ -78,13 +82,15 @@ async def seal_partition(
     """Seal the hot partition `name` of [lower, upper), as far as nobody is in the way."""
     minutes = np.arange(to_ns(lower), to_ns(upper), MINUTE_NS, dtype=np.int64)
     await partitions.ensure({"sample_chunk": [minutes], "rollup_1m": [minutes]})
-    done = Sealed()
-    after: int | None = I64_MIN
+    walk = _Walk(metric_set, name)
     try:
+        ended = await asyncio.gather(
+            *(walk.work(store) for _ in range(STEPS_AT_ONCE)), return_exceptions=True
+        )
+        for error in filter(None, ended):
+            raise error
         async with store.session() as session:
-            while after is not None:
-                after = await _step(session, metric_set, name, after, done)
-            done.dropped = await drop_partition(session, name, only_empty=True)
+            walk.done.dropped = await drop_partition(session, name, only_empty=True)
     except CONTENDED as error:
         log.debug("sealing of %s is put off: %s", name, error)
     except asyncpg.UniqueViolationError as error:
@@ -92,54 +98,108 @@ async def seal_partition(
     except (asyncpg.UndefinedTableError, asyncpg.CheckViolationError) as error:
         # Retention was faster.
         log.info("%s is not sealed: %s", name, error)
-    return done
+    return walk.done
 
 
-async def _step(
-    session: Connection, metric_set: MetricSet, name: str, after: int, done: Sealed
-) -> int | None:
-    """Seal some GPUs above `after`; returns the last one that is done, None at the end."""
-    rows_read, items, whole = 0, list[tuple[int, Chunk]](), list[int]()
-    async with session.transaction(isolation="repeatable_read"):
-        gpu_ids = [
-            row[0] for row in await session.fetch(_GPU_IDS.format(table=name), after, GPUS_A_STEP)
-        ]
-        for gpu_id in gpu_ids:
+class _Walk:
+    """From GPU to GPU through a partition, several steps at once, each with GPUs of its own."""
+
+    def __init__(self, metric_set: MetricSet, name: str) -> None:
+        self._metric_set = metric_set
+        self._name = name
+        self._after = I64_MIN
+        self._gpus = 1  # of the next step
+        self._taking = asyncio.Lock()
+        self.done = Sealed()
+
+    async def work(self, store: Store) -> None:
+        """Step by step, until no GPU is left."""
+        async with store.session() as session:
+            while gpu_ids := await self._take(session):
+                if not await self._step(session, gpu_ids):
+                    self._gpus = max(1, self._gpus // 2)
+                    for gpu_id in gpu_ids:
+                        while await self._step_through(session, gpu_id):
+                            pass
+
+    async def _take(self, session: Connection) -> list[int]:
+        """The next GPUs, ascending."""
+        async with self._taking:
+            found = await session.fetch(_GPU_IDS.format(table=self._name), self._after, self._gpus)
+            gpu_ids = [row[0] for row in found]
+            self._after = gpu_ids[-1] if gpu_ids else self._after
+        return gpu_ids
+
+    async def _step(self, session: Connection, gpu_ids: list[int]) -> bool:
+        """Seal all rows of some GPUs; False, and nothing is done: there are too many."""
+        where, between = "gpu_id BETWEEN $1 AND $2", [gpu_ids[0], gpu_ids[-1]]
+        async with session.transaction(isolation="repeatable_read"):
+            gpu_id, rows = await hot.read_gpus(
+                session,
+                self._name,
+                self._metric_set.metrics,
+                where,
+                between,
+                f"LIMIT {ROWS_A_STEP}",
+            )
+            if len(rows) == ROWS_A_STEP:
+                return False
+            items = await asyncio.to_thread(_items, self._metric_set, gpu_id, rows)
+            kept = np.unique(gpu_id).tolist()
+            await hot.keep_newest(session, self._metric_set, self._name, kept)
+            # First what tells whether another process is at the same.
+            await session.execute(f"DELETE FROM {self._name} WHERE {where}", *between)
+            await chunks.write(session, items)
+        self._count(rows, items)
+        if len(rows):
+            self._gpus = max(1, min(GPUS_A_STEP, ROWS_A_STEP // 2 * len(gpu_ids) // len(rows)))
+        return True
+
+    async def _step_through(self, session: Connection, gpu_id: int) -> bool:
+        """Seal the first rows of one GPU; False: that was all of it."""
+        async with session.transaction(isolation="repeatable_read"):
             rows = await hot.read(
                 session,
-                name,
-                metric_set.metrics,
+                self._name,
+                self._metric_set.metrics,
                 "gpu_id = $1",
                 [gpu_id],
                 f"ORDER BY time, epoch, sequence LIMIT {ROWS_A_STEP}",
             )
-            items += [(gpu_id, chunk) for chunk in chunks_of(metric_set, rows)]
-            rows_read += len(rows)
-            if len(rows) == ROWS_A_STEP:
-                await _delete_through(session, name, gpu_id, rows)
-                break  # there may be more of it
-            whole.append(gpu_id)
-            after = gpu_id
-            if rows_read >= ROWS_A_STEP:
-                break
-        await hot.keep_newest(session, metric_set, name, whole)
-        # First what tells whether another process is at the same.
-        await session.execute(f"DELETE FROM {name} WHERE gpu_id = ANY($1)", whole)
-        await chunks.write(session, items)
-    done.rows += rows_read
-    done.chunks += len(items)
-    return after if gpu_ids else None
+            if not len(rows):
+                return False
+            items = await asyncio.to_thread(
+                _items, self._metric_set, np.full(len(rows), gpu_id), rows
+            )
+            await hot.keep_newest(session, self._metric_set, self._name, [gpu_id])
+            await session.execute(
+                f"DELETE FROM {self._name} WHERE gpu_id = $1 "
+                "AND (time, epoch, sequence) <= ($2, $3, $4)",
+                gpu_id,
+                to_datetime(int(rows.time_ns[-1])),
+                int(rows.epoch[-1]),
+                int(rows.sequence[-1]),
+            )
+            await chunks.write(session, items)
+        self._count(rows, items)
+        return len(rows) == ROWS_A_STEP
+
+    def _count(self, rows: Rows, items: list[tuple[int, Chunk]]) -> None:
+        self.done.rows += len(rows)
+        self.done.chunks += len(items)
 
 
-async def _delete_through(session: Connection, name: str, gpu_id: int, rows: Rows) -> None:
-    """Delete the rows of a GPU up to the last of `rows`."""
-    await session.execute(
-        f"DELETE FROM {name} WHERE gpu_id = $1 AND (time, epoch, sequence) <= ($2, $3, $4)",
-        gpu_id,
-        to_datetime(int(rows.time_ns[-1])),
-        int(rows.epoch[-1]),
-        int(rows.sequence[-1]),
-    )
+def _items(metric_set: MetricSet, gpu_id: Int64s, rows: Rows) -> list[tuple[int, Chunk]]:
+    """The rows of some GPUs, in any order, as chunks."""
+    order = np.lexsort((rows.sequence, rows.epoch, rows.time_ns, gpu_id))
+    if (np.diff(order) != 1).any():
+        gpu_id, rows = gpu_id[order], rows.take(order)
+    bounds = [0, *(np.flatnonzero(np.diff(gpu_id)) + 1).tolist(), len(gpu_id)]
+    return [
+        (int(gpu_id[first]), chunk)
+        for first, end in itertools.pairwise(bounds if len(gpu_id) else [])
+        for chunk in chunks_of(metric_set, rows.take(slice(first, end)))
+    ]
 
 
 def chunks_of(metric_set: MetricSet, rows: Rows) -> Iterator[Chunk]:
