@@ -4,6 +4,7 @@ The kernel is made of small C files, from the call outwards:
 
     nvml_ask.h     one call, by the shape of its C signature
     nvml_cells.h   from an answer to a cell of the row: scaled, in range, or left out
+    nvml_account.h what a call has cost, and what its result means
     nvml_read.h    one GPU and metric set: calls, fields, GPM
     nvml_drain.h   the driver's own buffers of samples, merged by time
     nvml_turn.h    who may ask which GPU; what happens when a call does not return
