@@ -8,7 +8,7 @@ CLANG ?= clang
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test lint format types fault e2e bench sanitize fuzz proto dist clean
+.PHONY: help setup build run test lint format types fault e2e bench sanitize tsan fuzz proto dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -84,7 +84,11 @@ SANITIZED = GPUTEL_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --build-lib 
 
 sanitize: $(VENV)/.test ## the kernels' tests on a build with ASan, UBSan and all checks
 	$(SANITIZED) $(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential \
-	  tests/unit/simnvml $(ARGS)
+	  tests/unit/simnvml tests/unit/nvml $(ARGS)
+
+tsan: $(VENV)/.test ## ring, sweeps and simulated driver under the thread sanitizer (SECONDS=60)
+	HAMMER_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest tests/integration/test_nvml_hammer.py \
+	  tests/integration/test_simnvml_hammer.py -k "thread" $(ARGS)
 
 fuzz: $(VENV)/.test ## damage chunks at random on that build (SECONDS=600), with clang by libFuzzer too
 	$(SANITIZED) FUZZ_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest -p no:cacheprovider -s \

@@ -25,12 +25,14 @@ pytestmark = pytest.mark.integration
 
 
 class Running:
-    """A standalone collector that is ready."""
+    """A standalone collector."""
 
     def __init__(self, process: subprocess.Popen[bytes], said: Path) -> None:
         self.process = process
         self.said = said
         self.url = ""
+
+    def wait_until_ready(self) -> None:
         self.until(self._is_ready, 30)
 
     def _is_ready(self) -> bool:
@@ -54,7 +56,9 @@ class Running:
 
 
 @contextmanager
-def collector(tmp_path: Path, config: str, yaml: str = "") -> Iterator[Running]:
+def collector(
+    tmp_path: Path, config: str, yaml: str = "", *, ready: bool = True
+) -> Iterator[Running]:
     said = tmp_path / "said"
     file = tmp_path / "config.yaml"
     file.write_text(yaml)
@@ -67,10 +71,49 @@ def collector(tmp_path: Path, config: str, yaml: str = "") -> Iterator[Running]:
             stderr=out,
         )
         try:
-            yield Running(process, said)
+            running = Running(process, said)
+            if ready:
+                running.wait_until_ready()
+            yield running
         finally:
             process.kill()
             process.wait(10)
+
+
+def opening_url(running: Running) -> str:
+    """Where the status is while the source opens."""
+    running.until(lambda: "not ready, status on" in running.said.read_text(), 30)
+    found = re.search(r"status on (http://[\d.:]+)", running.said.read_text())
+    assert found is not None
+    return found[1]
+
+
+HANGS_AT_START = "gpus=2,fault=hang@0+{seconds}:function=nvmlDeviceGetCount_v2"
+
+
+def test_a_driver_that_hangs_at_the_start_is_told_and_goes_on_when_it_returns(
+    tmp_path: Path,
+) -> None:
+    with collector(tmp_path, HANGS_AT_START.format(seconds=15), ready=False) as running:
+        running.url = opening_url(running)
+        assert "opening for" in running.get("/readyz")
+        assert "a driver call has not returned" in running.get("/readyz")
+        assert "a driver call" not in running.get("/healthz")
+        own = running.get("/metrics/collector")
+        assert sweep.value(own, "gputel_collector_opening_seconds") > 1
+        running.wait_until_ready()
+        running.until(lambda: 'gputel_gpu_up{gpu="1"' in running.get(PROFILE), 20)
+        own = running.get("/metrics/collector")
+        assert sweep.value(own, "gputel_collector_opening_seconds") == 0
+        assert "opening for" not in running.get("/readyz")
+
+
+def test_sigterm_ends_a_process_whose_driver_hangs_at_the_start(tmp_path: Path) -> None:
+    with collector(tmp_path, HANGS_AT_START.format(seconds=600), ready=False) as running:
+        opening_url(running)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(5) == 0, running.said.read_text()
+    assert "leaving it behind" in running.said.read_text()
 
 
 def test_a_hung_gpu_goes_stale_and_sigterm_still_ends_the_process(tmp_path: Path) -> None:

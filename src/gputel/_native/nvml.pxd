@@ -1,6 +1,6 @@
 """The C side of the NVML sweep, as far as nvml.pyx and the benchmark's plain loop name it."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "nvml_ask.h" nogil:
@@ -11,10 +11,8 @@ cdef extern from "nvml_ask.h" nogil:
     int GPUTEL_LOST
     int GPUTEL_FATAL
     int GPUTEL_OUTCOMES
-    nvmlReturn_t gputel_ask(
-        int shape, void *function, const unsigned int *argument, nvmlDevice_t device,
-        uint64_t *words
-    )
+    int gputel_word_bytes(int shape)
+    int gputel_word_offset(int shape, int word)
 
 
 cdef extern from "nvml_ticks.h" nogil:
@@ -27,16 +25,20 @@ cdef extern from "nvml_ticks.h" nogil:
 
 cdef extern from "nvml_plan.h" nogil:
     int GPUTEL_COLUMNS_MAX
+    int GPUTEL_FIELDS_MAX
+    int GPUTEL_LINE_BYTES
+    int GPUTEL_NOTES_MAX
     int GPUTEL_SAMPLES_MAX
     int GPUTEL_NOTE_LOST
     int GPUTEL_NOTE_FATAL
     ctypedef struct gputel_target:
         uint64_t raw_max
         uint64_t bit
-        int column
-        int word
-        bint is_float
-        bint is_counter
+        uint64_t mask
+        uint16_t offset
+        uint8_t column
+        uint8_t is_float
+        uint8_t is_counter
         uint32_t multiply
         uint32_t divide
         double low
@@ -73,12 +75,13 @@ cdef extern from "nvml_plan.h" nogil:
         bint has_xid
         gputel_target rate
         gputel_target xid
+        char *readings
+        size_t reading_bytes
         int asks
         int ask_fields
         int ask_gpm
         int ask_samples
     ctypedef struct gputel_cost:
-        uint64_t calls
         uint64_t ticks
         uint64_t ticks_max
         uint64_t errors[5]
@@ -93,8 +96,8 @@ cdef extern from "nvml_plan.h" nogil:
     ctypedef struct gputel_reading:
         int64_t attempted_ns
         int64_t sequence
+        uint64_t *calls
         gputel_cost *cost
-        uint64_t *row
     ctypedef struct gputel_device:
         nvmlDevice_t handle
         uint64_t since_ticks
@@ -106,7 +109,6 @@ cdef extern from "nvml_plan.h" nogil:
         nvmlReturn_t code
         int notes
         gputel_note *note
-        gputel_reading *reading
     ctypedef struct gputel_functions:
         void *field_values
         void *samples
@@ -121,10 +123,13 @@ cdef extern from "nvml_plan.h" nogil:
         uint64_t cheap_ticks
         int plans
         int devices
+        int used
         gputel_plan *plan
         gputel_device *device
         uint64_t *rejected
         uint64_t skipped_samples
+    gputel_reading *gputel_reading_of(const gputel_plan *plan, int slot)
+    size_t gputel_reading_bytes(const gputel_plan *plan)
     int gputel_reading_init(gputel_reading *reading, const gputel_plan *plan)
     void gputel_reading_free(gputel_reading *reading, const gputel_plan *plan)
     void gputel_reading_forget(gputel_reading *reading, const gputel_plan *plan)
@@ -142,9 +147,12 @@ cdef extern from "nvml_read.h" nogil:
         int slot
         int64_t time_ns
         int64_t monotonic_ns
+        uint32_t generation
+        uint64_t row[68]
     int64_t GPUTEL_CHEAP_NS
-    void gputel_timing_begin(gputel_reader *reader)
+    void gputel_reader_begin(gputel_reader *reader)
     uint64_t gputel_timing_end(gputel_reader *reader)
+    void gputel_timing_check(gputel_reader *reader, uint64_t start, int asked)
     int gputel_read(gputel_reader *reader)
     void gputel_gpm_release(gputel_core *core, gputel_reading *reading)
     void gputel_note_down(
@@ -171,9 +179,13 @@ cdef extern from "nvml_turn.h" nogil:
     void gputel_unlock(gputel_turns *turns)
     bint gputel_has_turn(gputel_turns *turns, uint64_t turn)
     bint gputel_claim(
-        gputel_turns *turns, gputel_core *core, uint64_t turn, int slot, int plan,
-        int64_t time_ns, uint64_t now_ticks
+        gputel_turns *turns, gputel_core *core, uint64_t turn, int slot, uint64_t now_ticks
     )
+    ctypedef struct gputel_round:
+        int slot
+        bint slow
+        int passed
+    int gputel_next(gputel_core *core, int plan, int64_t time_ns, gputel_round *round)
     bint gputel_finish(gputel_turns *turns, gputel_core *core, uint64_t turn, int slot)
     void gputel_detach_locked(gputel_device *device)
     void gputel_log(gputel_turns *turns, const gputel_note *note)

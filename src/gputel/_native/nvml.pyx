@@ -4,6 +4,7 @@ The kernel is made of small C files, from the call outwards:
 
     nvml_ask.h     one call, by the shape of its C signature
     nvml_cells.h   from an answer to a cell of the row: scaled, in range, or left out
+    nvml_account.h what a call has cost, and what its result means
     nvml_read.h    one GPU and metric set: calls, fields, GPM
     nvml_drain.h   the driver's own buffers of samples, merged by time
     nvml_turn.h    who may ask which GPU; what happens when a call does not return
@@ -18,7 +19,7 @@ import ctypes
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from libc.time cimport time_t
 
 from gputel._native.ring cimport Ring, RowHeader
@@ -31,6 +32,9 @@ assert GPUTEL_OUTCOMES == len(Outcome)
 
 include "nvml_fill.pxi"
 
+cdef extern from "stdlib.h" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
 cdef extern from "time.h" nogil:
     ctypedef int clockid_t
     cdef struct timespec:
@@ -41,7 +45,7 @@ cdef extern from "time.h" nogil:
 
 cdef int64_t POLL_NS_MIN = 5_000_000
 cdef int64_t POLL_NS_MAX = 250_000_000
-cdef int NO_PLAN = -1
+cdef uint64_t LATENESS_MAX = LATENESS_US_MAX
 cdef int64_t NO_LIMIT = -1
 cdef int DONE = Swept.DONE
 cdef int ABANDONED = Swept.ABANDONED
@@ -75,8 +79,13 @@ cdef class Sweeper:
         self.core.device = <gputel_device *>_zeroed(devices + 1, sizeof(gputel_device))
         for i, plan in enumerate(self.plans):
             _fill_plan(&self.core.plan[i], plan)
+        for i in range(self.core.plans):
+            self._make_readings(&self.core.plan[i])
         for i in range(devices + 1):
-            self._make_device(&self.core.device[i])
+            self.core.device[i].xid_last = -1
+            self.core.device[i].note = <gputel_note *>_zeroed(
+                GPUTEL_NOTES_MAX, sizeof(gputel_note)
+            )
         self.core.functions.field_values = _address(functions, "nvmlDeviceGetFieldValues")
         self.core.functions.samples = _address(functions, "nvmlDeviceGetSamples")
         self.core.functions.gpm_support = _address(functions, "nvmlGpmQueryDeviceSupport")
@@ -85,27 +94,35 @@ cdef class Sweeper:
         self.core.functions.gpm_sample = _address(functions, "nvmlGpmSampleGet")
         self.core.functions.gpm_metrics = _address(functions, "nvmlGpmMetricsGet")
 
-    cdef int _make_device(self, gputel_device *device) except -1:
-        cdef int p
-        device.xid_last = -1
-        device.reading = <gputel_reading *>_zeroed(self.core.plans, sizeof(gputel_reading))
-        for p in range(self.core.plans):
-            if gputel_reading_init(&device.reading[p], &self.core.plan[p]) < 0:
+    cdef int _make_readings(self, gputel_plan *plan) except -1:
+        cdef size_t size_bytes = gputel_reading_bytes(plan)
+        cdef int slot
+        plan.readings = <char *>aligned_alloc(
+            GPUTEL_LINE_BYTES, size_bytes * (self.core.devices + 1)
+        )
+        if plan.readings is NULL:
+            raise MemoryError("the state of the GPUs")
+        memset(plan.readings, 0, size_bytes * (self.core.devices + 1))
+        plan.reading_bytes = size_bytes
+        for slot in range(self.core.devices + 1):
+            if gputel_reading_init(gputel_reading_of(plan, slot), plan) < 0:
                 raise MemoryError("the state of a GPU")
         return 0
 
     def __dealloc__(self):
-        cdef int i, p
-        if self.core.device is not NULL:
-            for i in range(self.core.devices + 1):
-                if self.core.device[i].reading is NULL:
-                    continue
-                for p in range(self.core.plans):
-                    gputel_reading_free(&self.core.device[i].reading[p], &self.core.plan[p])
-                free(self.core.device[i].reading)
+        cdef int slot, p
         if self.core.plan is not NULL:
             for p in range(self.core.plans):
+                if self.core.plan[p].readings is not NULL:
+                    for slot in range(self.core.devices + 1):
+                        gputel_reading_free(
+                            gputel_reading_of(&self.core.plan[p], slot), &self.core.plan[p]
+                        )
+                    free(self.core.plan[p].readings)
                 _free_plan(&self.core.plan[p])
+        if self.core.device is not NULL:
+            for slot in range(self.core.devices + 1):
+                free(self.core.device[slot].note)
         free(self.core.device)
         free(self.core.plan)
         free(self.core.rejected)
@@ -129,9 +146,12 @@ cdef class Sweeper:
         gputel_lock(self.turns)
         device.handle = <nvmlDevice_t>address
         for p in range(self.core.plans):
-            gputel_reading_forget(&device.reading[p], &self.core.plan[p])
+            gputel_reading_forget(
+                gputel_reading_of(&self.core.plan[p], slot), &self.core.plan[p]
+            )
         device.generation += 1
         device.attached = 1
+        self.core.used = max(self.core.used, slot + 1)
         gputel_unlock(self.turns)
 
     def detach(self, int slot):
@@ -170,7 +190,10 @@ cdef class Sweeper:
         """Begin calls of one's own for this GPU; False: another thread has it, or the turn."""
         self._device(slot)
         cdef uint64_t now_ticks = gputel_ticks(&self.core.base)
-        return gputel_claim(self.turns, &self.core, turn, slot, NO_PLAN, 0, now_ticks)
+        gputel_lock(self.turns)
+        mine = gputel_claim(self.turns, &self.core, turn, slot, now_ticks)
+        gputel_unlock(self.turns)
+        return mine
 
     def finish(self, uint64_t turn, int slot):
         """End what `claim` began; False when the turn was taken away meanwhile."""
@@ -226,7 +249,7 @@ cdef class Sweeper:
         with nogil:
             for slot in range(self.core.devices):
                 for p in range(self.core.plans):
-                    gputel_gpm_release(&self.core, &self.core.device[slot].reading[p])
+                    gputel_gpm_release(&self.core, gputel_reading_of(&self.core.plan[p], slot))
 
     cdef int64_t _ticks(self, int64_t ns):
         return <int64_t>(ns / gputel_ns_per_tick(&self.core.base))
@@ -234,92 +257,69 @@ cdef class Sweeper:
     # ---- The sweep ------------------------------------------------------------------------
 
     def sweep(
-        self, uint64_t turn, int plan, int64_t time_ns, int64_t monotonic_ns, lateness_us,
-        Ring ring not None, int64_t time_left_ns=NO_LIMIT
+        self, uint64_t turn, int plan, int64_t time_ns, int64_t monotonic_ns,
+        uint64_t lateness_us, Ring ring not None, int64_t time_left_ns=NO_LIMIT
     ):
         """Write the rows of plan number `plan`, one an attached GPU that has not been asked
         for `time_ns` yet (any number for samples); a gputel.plan.Swept. After `time_left_ns`
         no further GPU is begun, but the first always is."""
-        cdef uint32_t late = min(lateness_us, LATENESS_US_MAX)
+        cdef gputel_reader reader
+        cdef uint32_t late = min(lateness_us, LATENESS_MAX)
         cdef uint64_t until_ticks = ~<uint64_t>0
         cdef int swept
         if not 0 <= plan < self.core.plans or ring.cells != self.core.plan[plan].columns:
             raise ValueError(f"plan {plan} does not write the rows of this ring")
         if time_left_ns != NO_LIMIT:
             until_ticks = gputel_ticks(&self.core.base) + self._ticks(max(time_left_ns, 0))
+        reader.core = &self.core
+        reader.plan = &self.core.plan[plan]
+        reader.plan_index = plan
+        reader.time_ns = time_ns
+        reader.monotonic_ns = monotonic_ns
+        memset(reader.row, 0, sizeof(reader.row))
         with nogil:
-            swept = self._sweep(turn, plan, time_ns, monotonic_ns, late, ring, until_ticks)
+            swept = self._sweep(&reader, turn, late, ring, until_ticks)
         return swept
 
     cdef int _sweep(
-        self, uint64_t turn, int plan, int64_t time_ns, int64_t monotonic_ns, uint32_t late,
-        Ring ring, uint64_t until_ticks
+        self, gputel_reader *reader, uint64_t turn, uint32_t late, Ring ring,
+        uint64_t until_ticks
     ) noexcept nogil:
-        # GPUs that were slow the last time come last: they delay no other.
-        cdef uint64_t now_ticks = gputel_ticks(&self.core.base)
-        cdef bint begun = False
-        cdef int slot, is_slow
-        for is_slow in range(2):
-            for slot in range(self.core.devices):
-                if (
-                    not self.core.device[slot].attached
-                    or self.core.device[slot].is_slow != is_slow
-                    or self.core.device[slot].reading[plan].attempted_ns == time_ns
-                ):
-                    continue
-                if begun and now_ticks >= until_ticks:
-                    return PREEMPTED
-                if gputel_claim(
-                    self.turns, &self.core, turn, slot, plan, time_ns, now_ticks
-                ):
-                    begun = True
-                    if not self._ask(
-                        turn, slot, plan, time_ns, monotonic_ns, late, ring, &now_ticks
-                    ):
-                        return ABANDONED
-        return DONE if gputel_has_turn(self.turns, turn) else ABANDONED
-
-    cdef bint _ask(
-        self, uint64_t turn, int slot, int plan, int64_t time_ns, int64_t monotonic_ns,
-        uint32_t late, Ring ring, uint64_t *now_ticks
-    ) noexcept nogil:
-        cdef gputel_reader reader
-        cdef gputel_device *device = &self.core.device[slot]
-        cdef uint32_t generation = device.generation
-        cdef bint drains = self.core.plan[plan].samples > 0
-        cdef bint mine
-        cdef int outcome, i
-        reader.core = &self.core
-        reader.device = device
-        reader.plan = &self.core.plan[plan]
-        reader.reading = &device.reading[plan]
-        reader.plan_index = plan
-        reader.slot = slot
-        reader.time_ns = time_ns
-        reader.monotonic_ns = monotonic_ns
-        gputel_timing_begin(&reader)
-        outcome = gputel_drain(&reader) if drains else gputel_read(&reader)
-        now_ticks[0] = gputel_timing_end(&reader)
+        cdef gputel_round progress
+        cdef uint64_t start_ticks = gputel_ticks(&self.core.base)
+        cdef uint64_t now_ticks = start_ticks
+        cdef int asked = 0
+        cdef int outcome
+        cdef int swept = DONE
+        progress.slot = progress.passed = 0
+        progress.slow = False
         gputel_lock(self.turns)
-        if device.generation == generation:
-            if outcome == GPUTEL_LOST or outcome == GPUTEL_FATAL:
-                gputel_detach_locked(device)
-                gputel_note_down(
-                    &reader,
-                    GPUTEL_NOTE_LOST if outcome == GPUTEL_LOST else GPUTEL_NOTE_FATAL,
-                    0, 0, device.code
-                )
-            elif drains:
-                while gputel_drain_row(&reader):
-                    _write(&reader, 0, ring)
-            else:
-                reader.reading.row[0] = time_ns
-                _write(&reader, late, ring)
-            for i in range(device.notes):
-                gputel_log(self.turns, &device.note[i])
-        mine = gputel_finish(self.turns, &self.core, turn, slot)
+        while True:
+            reader.slot = gputel_next(
+                &self.core, reader.plan_index, reader.time_ns, &progress
+            )
+            if reader.slot == GPUTEL_NOBODY:
+                if not gputel_has_turn(self.turns, turn):
+                    swept = ABANDONED
+                break
+            if asked and now_ticks >= until_ticks:
+                swept = PREEMPTED
+                break
+            if not gputel_claim(self.turns, &self.core, turn, reader.slot, now_ticks):
+                continue
+            asked += 1
+            gputel_reader_begin(reader)
+            gputel_unlock(self.turns)
+            outcome = gputel_drain(reader) if reader.plan.samples else gputel_read(reader)
+            now_ticks = gputel_timing_end(reader)
+            gputel_lock(self.turns)
+            _keep(self.turns, reader, outcome, late, ring)
+            if not gputel_finish(self.turns, &self.core, turn, reader.slot):
+                swept = ABANDONED
+                break
+        gputel_timing_check(reader, start_ticks, asked)
         gputel_unlock(self.turns)
-        return mine
+        return swept
 
     # ---- What it noticed and what it cost -------------------------------------------------
 
@@ -356,6 +356,7 @@ cdef class Sweeper:
         if not 0 <= plan < self.core.plans:
             raise IndexError(f"plan {plan} of {self.core.plans}")
         cdef double scale = gputel_ns_per_tick(&self.core.base)
+        cdef gputel_reading *reading
         cdef gputel_cost *cost
         cdef int ask, slot, i
         found = []
@@ -363,8 +364,9 @@ cdef class Sweeper:
             calls = ticks = longest = 0
             errors = [0] * GPUTEL_OUTCOMES
             for slot in range(self.core.devices):
-                cost = &self.core.device[slot].reading[plan].cost[ask]
-                calls += gputel_get(&cost.calls)
+                reading = gputel_reading_of(&self.core.plan[plan], slot)
+                cost = &reading.cost[ask]
+                calls += gputel_get(&reading.calls[ask])
                 ticks += gputel_get(&cost.ticks)
                 longest = max(longest, gputel_get(&cost.ticks_max))
                 for i in range(GPUTEL_OUTCOMES):
@@ -387,9 +389,33 @@ cdef class Sweeper:
         return self.core.skipped_samples
 
 
+cdef void _keep(
+    gputel_turns *turns, gputel_reader *reader, int outcome, uint32_t late, Ring ring
+) noexcept nogil:
+    """What a read has brought, under the lock: unless its GPU was given up meanwhile."""
+    cdef gputel_device *device = reader.device
+    cdef int i
+    if device.generation != reader.generation:
+        return
+    if outcome == GPUTEL_LOST or outcome == GPUTEL_FATAL:
+        gputel_detach_locked(device)
+        gputel_note_down(
+            reader, GPUTEL_NOTE_LOST if outcome == GPUTEL_LOST else GPUTEL_NOTE_FATAL,
+            0, 0, device.code
+        )
+    elif reader.plan.samples:
+        while gputel_drain_row(reader):
+            _write(reader, 0, ring)
+    else:
+        reader.row[0] = reader.time_ns
+        _write(reader, late, ring)
+    for i in range(device.notes):
+        gputel_log(turns, &device.note[i])
+
+
 cdef void _write(gputel_reader *reader, uint32_t late, Ring ring) noexcept nogil:
     """Hand the row of the reading over; its time and cells are filled."""
-    cdef RowHeader *header = <RowHeader *>reader.reading.row
+    cdef RowHeader *header = <RowHeader *>reader.row
     header.gpu = reader.slot
     header.lateness_us = late
     header.sequence = reader.reading.sequence

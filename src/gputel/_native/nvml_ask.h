@@ -6,6 +6,7 @@
 #ifndef GPUTEL_NVML_ASK_H
 #define GPUTEL_NVML_ASK_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -73,69 +74,75 @@ typedef nvmlReturn_t (*gputel_u32_u32_fn)(nvmlDevice_t, unsigned int *, unsigned
 typedef nvmlReturn_t (*gputel_u32_x4_fn)(
     nvmlDevice_t, unsigned int *, unsigned int *, unsigned int *, unsigned int *);
 
-/* Ask `device`; `words` holds the answer when the result is NVML_SUCCESS. The function of
- * every call stands in a table as an address without a type, of which `shape` is the type. */
-static inline nvmlReturn_t gputel_ask(
-    int shape, void *function, const unsigned int *argument, nvmlDevice_t device, uint64_t *words)
-{
-    /* Room for the largest struct of a shape; each answer is 0 where the driver wrote none. */
-    unsigned int narrow[GPUTEL_WORDS] = {0};
-    unsigned long long *wide = (unsigned long long *)words;
-    nvmlReturn_t result;
+/* Room for the answer of any shape. Its words are 4 or 8 bytes wide, as the driver writes them. */
+typedef union {
+    unsigned int narrow[GPUTEL_WORDS];
+    unsigned long long wide[GPUTEL_WORDS];
+    nvmlMemory_v2_t memory;
+} gputel_answer;
 
+/* Where the words of a shape begin, and how wide they are, in bytes. */
+static inline int gputel_word_bytes(int shape)
+{
+    switch (shape) {
+    case GPUTEL_U64:
+    case GPUTEL_INT_U64:
+    case GPUTEL_INT_INT_U64:
+    case GPUTEL_MEMORY_V2:
+        return sizeof(unsigned long long);
+    default:
+        return sizeof(unsigned int);
+    }
+}
+
+static inline int gputel_word_offset(int shape, int word)
+{
+    return (shape == GPUTEL_MEMORY_V2 ? (int)offsetof(nvmlMemory_v2_t, total) : 0) +
+           word * gputel_word_bytes(shape);
+}
+
+/* Ask `device`; `answer` holds it when the result is NVML_SUCCESS, and is 0 where the driver
+ * wrote nothing. The function of every call stands in a table as an address without a type, of
+ * which `shape` is the type. */
+static inline nvmlReturn_t gputel_ask(
+    int shape, void *function, const unsigned int *argument, nvmlDevice_t device,
+    gputel_answer *answer)
+{
+    unsigned int *narrow = answer->narrow;
+    unsigned long long *wide = answer->wide;
+
+    memset(answer, 0, sizeof *answer);
     switch (shape) {
     case GPUTEL_U32:
-        result = ((gputel_u32_fn)function)(device, narrow);
-        words[0] = narrow[0];
-        words[1] = narrow[1];
-        return result;
+        return ((gputel_u32_fn)function)(device, narrow);
     case GPUTEL_INT_U32:
-        result = ((gputel_int_u32_fn)function)(device, argument[0], narrow);
-        words[0] = narrow[0];
-        return result;
+        return ((gputel_int_u32_fn)function)(device, argument[0], narrow);
     case GPUTEL_U32_U32:
-        result = ((gputel_u32_u32_fn)function)(device, &narrow[0], &narrow[1]);
-        words[0] = narrow[0];
-        words[1] = narrow[1];
-        return result;
+        return ((gputel_u32_u32_fn)function)(device, &narrow[0], &narrow[1]);
     case GPUTEL_U32_X4:
-        result = ((gputel_u32_x4_fn)function)(
+        return ((gputel_u32_x4_fn)function)(
             device, &narrow[0], &narrow[1], &narrow[2], &narrow[3]);
-        for (int i = 0; i < GPUTEL_WORDS; i++)
-            words[i] = narrow[i];
-        return result;
     case GPUTEL_U64:
-        memset(words, 0, GPUTEL_WORDS * sizeof *words);
         return ((gputel_u64_fn)function)(device, wide);
     case GPUTEL_INT_U64:
-        memset(words, 0, GPUTEL_WORDS * sizeof *words);
         return ((gputel_int_u64_fn)function)(device, argument[0], wide);
     case GPUTEL_INT_INT_U64:
-        words[0] = 0;
         return ((gputel_int_int_u64_fn)function)(device, argument[0], argument[1], wide);
-    case GPUTEL_MEMORY_V2: {
-        nvmlMemory_v2_t memory = {.version = NVML_STRUCT_VERSION(Memory, 2)};
-        result = ((nvmlDeviceGetMemoryInfo_v2_fn)function)(device, &memory);
-        words[0] = memory.total;
-        words[1] = memory.reserved;
-        words[2] = memory.free;
-        words[3] = memory.used;
-        return result;
-    }
-    case GPUTEL_PAGES: {
-        unsigned int pages = 0; /* no room for addresses: the driver says how many there are */
-        result = ((nvmlDeviceGetRetiredPages_fn)function)(
-            device, (nvmlPageRetirementCause_t)argument[0], &pages, NULL);
-        words[0] = pages;
+    case GPUTEL_MEMORY_V2:
+        answer->memory.version = NVML_STRUCT_VERSION(Memory, 2);
+        return ((nvmlDeviceGetMemoryInfo_v2_fn)function)(device, &answer->memory);
+    case GPUTEL_PAGES: { /* no room for addresses: the driver says how many there are */
+        nvmlReturn_t result = ((nvmlDeviceGetRetiredPages_fn)function)(
+            device, (nvmlPageRetirementCause_t)argument[0], narrow, NULL);
         return result == NVML_ERROR_INSUFFICIENT_SIZE ? NVML_SUCCESS : result;
     }
     case GPUTEL_LICENSE: {
         nvmlGridLicensableFeatures_t features;
+        nvmlReturn_t result;
         memset(&features, 0, sizeof features);
         result = ((nvmlDeviceGetGridLicensableFeatures_v4_fn)function)(device, &features);
-        words[0] = features.isGridLicenseSupported && features.licensableFeaturesCount
-                       ? features.gridLicensableFeatures[0].featureState
-                       : 0;
+        if (features.isGridLicenseSupported && features.licensableFeaturesCount)
+            narrow[0] = features.gridLicensableFeatures[0].featureState;
         return result;
     }
     default:

@@ -12,7 +12,7 @@
 #define GPUTEL_ROW_VALID 2
 #define GPUTEL_ROW_CELLS 4
 
-/* What one read works on. */
+/* What one read works on: of the thread, so that nobody else's call writes into it. */
 typedef struct {
     gputel_core *core;
     gputel_device *device;
@@ -22,8 +22,12 @@ typedef struct {
     int slot;
     int64_t time_ns;
     int64_t monotonic_ns;
+    uint32_t generation; /* of the device, when it was claimed */
     uint64_t start;  /* ticks, of the call in progress */
     uint64_t weight; /* 0: calls are not timed this time */
+    /* What is in an invalid cell means nothing. */
+    _Alignas(GPUTEL_LINE_BYTES) uint64_t row[GPUTEL_ROW_WORDS];
+    nvmlFieldValue_t values[GPUTEL_FIELDS_MAX];
 } gputel_reader;
 
 static GPUTEL_COLD void gputel_note_down(
@@ -62,14 +66,13 @@ static inline void gputel_put_i(gputel_reader *r, const gputel_target *target, i
     int column = target->column;
 
     if (target->is_counter) {
-        if (reading->counter_known[column] && value < reading->counter[column])
+        if (value < reading->counter[column])
             gputel_note_down(r, GPUTEL_NOTE_RESET, column, reading->counter[column],
                              (double)value);
         reading->counter[column] = value;
-        reading->counter_known[column] = 1;
     }
-    reading->row[GPUTEL_ROW_CELLS + column] = (uint64_t)value;
-    reading->row[GPUTEL_ROW_VALID] |= target->bit;
+    r->row[GPUTEL_ROW_CELLS + column] = (uint64_t)value;
+    r->row[GPUTEL_ROW_VALID] |= target->bit;
 }
 
 static inline void gputel_put_double(gputel_reader *r, const gputel_target *target, double raw)
@@ -83,8 +86,8 @@ static inline void gputel_put_double(gputel_reader *r, const gputel_target *targ
     if (!(value >= target->low && value <= target->high)) {
         gputel_reject(r, target, value);
     } else if (target->is_float) {
-        memcpy(&r->reading->row[GPUTEL_ROW_CELLS + target->column], &value, sizeof value);
-        r->reading->row[GPUTEL_ROW_VALID] |= target->bit;
+        memcpy(&r->row[GPUTEL_ROW_CELLS + target->column], &value, sizeof value);
+        r->row[GPUTEL_ROW_VALID] |= target->bit;
     } else if (value < GPUTEL_I64_LIMIT) {
         gputel_put_i(r, target, (int64_t)value);
     } else {
@@ -105,7 +108,7 @@ static inline void gputel_put_signed(gputel_reader *r, const gputel_target *targ
         gputel_put_i(r, target, value);
 }
 
-static GPUTEL_COLD void gputel_put_word_slowly(
+static GPUTEL_COLD void gputel_put_word(
     gputel_reader *r, const gputel_target *target, uint64_t raw)
 {
     if (raw <= INT64_MAX)
@@ -116,26 +119,34 @@ static GPUTEL_COLD void gputel_put_word_slowly(
         gputel_reject(r, target, (double)raw * target->multiply);
 }
 
-static inline void gputel_put_word(gputel_reader *r, const gputel_target *target, uint64_t raw)
+/* PERF(cells): nearly every value comes here, and goes straight to its cell. False, and nothing
+ * is done, for one that needs a look: it may be out of range, or a counter went back. The
+ * caller collects the validity bits, for the row's word would be a chain through memory. */
+static inline int gputel_put_quickly(
+    gputel_reader *r, int64_t *counter, const gputel_target *target, uint64_t raw)
 {
-    gputel_reading *reading = r->reading;
-    uint64_t value = raw * target->multiply;
+    uint64_t *cell = &r->row[GPUTEL_ROW_CELLS + target->column];
 
+    if (raw > target->raw_max)
+        return 0;
     if (target->is_float) {
-        gputel_put_double(r, target, (double)raw);
-    } else if (raw > target->raw_max) {
-        gputel_put_word_slowly(r, target, raw);
-    } else if (target->is_counter && (int64_t)value < reading->counter[target->column]) {
-        gputel_put_i(r, target, (int64_t)value);
+        /* As gputel_put_double does; raw_max is below 2**53. */
+        double value = (double)(int64_t)raw * target->multiply;
+
+        if (target->divide != 1)
+            value /= target->divide;
+        memcpy(cell, &value, sizeof value);
     } else {
-        /* PERF(cells): nine of ten values come here. A counter that was never read is 0. */
+        uint64_t value = raw * target->multiply;
+
         if (target->is_counter) {
-            reading->counter[target->column] = (int64_t)value;
-            reading->counter_known[target->column] = 1;
+            if ((int64_t)value < counter[target->column])
+                return 0;
+            counter[target->column] = (int64_t)value;
         }
-        reading->row[GPUTEL_ROW_CELLS + target->column] = value;
-        reading->row[GPUTEL_ROW_VALID] |= target->bit;
+        *cell = value;
     }
+    return 1;
 }
 
 /* A value by the member of the union that holds it; -1 when no such member exists. */

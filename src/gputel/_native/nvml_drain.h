@@ -122,8 +122,8 @@ static int gputel_drain_row(gputel_reader *r)
     }
     if (time_us == UINT64_MAX)
         return 0;
-    reading->row[GPUTEL_ROW_VALID] = 0;
-    reading->row[0] = time_us * 1000;
+    r->row[GPUTEL_ROW_VALID] = 0;
+    r->row[0] = time_us * 1000;
     for (int i = 0; i < r->plan->samples; i++) {
         gputel_stream *stream = &reading->stream[i];
         const gputel_target *target = &r->plan->sample[i].target;

@@ -19,8 +19,9 @@ cdef int _fill_target(gputel_target *to, target, int columns) except -1:
         raise ValueError(f"{target} divides an integer")
     if target.low > 0 or target.high < 0:
         raise ValueError(f"{target} can't be 0")
+    if target.is_counter and (target.low < 0 or target.is_float):
+        raise ValueError(f"{target} is a counter of what can't be counted")
     to.column = target.column
-    to.word = target.word
     to.is_float = target.is_float
     to.is_counter = target.is_counter
     to.multiply = target.multiply
@@ -30,7 +31,10 @@ cdef int _fill_target(gputel_target *to, target, int columns) except -1:
     to.low_i = <int64_t>max(-(2**63), int(target.low))
     to.high_i = <int64_t>min(2**63 - 1, int(target.high))
     to.bit = <uint64_t>1 << target.column
-    to.raw_max = to.high_i // target.multiply
+    if target.is_float:  # rounding may move the limit: what is near it gets a closer look
+        to.raw_max = int(max(0, min(2.0**50, target.high * target.divide / target.multiply) - 1))
+    else:
+        to.raw_max = to.high_i // target.multiply
     return 0
 
 
@@ -39,6 +43,8 @@ cdef int _fill_plan(gputel_plan *to, plan) except -1:
     cdef int i, j
     if not 1 <= columns <= GPUTEL_COLUMNS_MAX:
         raise ValueError(f"{columns} columns; 1 to {GPUTEL_COLUMNS_MAX} are allowed")
+    if len(plan.fields) > GPUTEL_FIELDS_MAX:
+        raise ValueError(f"{len(plan.fields)} fields; {GPUTEL_FIELDS_MAX} are allowed at most")
     to.columns = columns
     to.call = <gputel_call *>_zeroed(len(plan.calls), sizeof(gputel_call))
     to.field = <gputel_field *>_zeroed(len(plan.fields), sizeof(gputel_field))
@@ -54,6 +60,8 @@ cdef int _fill_plan(gputel_plan *to, plan) except -1:
             to.call[i].argument[j] = number
         for j, target in enumerate(call.targets):
             _fill_target(&to.call[i].target[j], target, columns)
+            to.call[i].target[j].offset = gputel_word_offset(call.shape, target.word)
+            to.call[i].target[j].mask = ~<uint64_t>0 >> (64 - 8 * gputel_word_bytes(call.shape))
         to.call[i].targets = len(call.targets)
     for i, field in enumerate(plan.fields):
         to.field[i].field = field.field

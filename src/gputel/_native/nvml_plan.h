@@ -1,9 +1,10 @@
 /* What is asked of a GPU, and what is remembered of its answers.
  *
  *   core ---- plan[p] -- call[], field[], gpm[], sample[] -- target: a cell of the row
- *     |
- *     +------ device[s] -- reading[p]   one GPU's state for one plan: what it refused, its
- *                                       counters' last values, buffers, the row itself
+ *     |          |
+ *     |       reading[s]   one GPU's state for one plan: what it refused, its counters' last
+ *     |          |         values, buffers
+ *     +------ device[s]
  *
  * Plans never change. A device and its readings belong to the thread that has claimed the
  * device (nvml_turn.h); only atomics are read by others meanwhile. Everything is allocated
@@ -21,18 +22,21 @@
 
 #define GPUTEL_COLD __attribute__((noinline, cold))
 #define GPUTEL_COLUMNS_MAX 64
+#define GPUTEL_FIELDS_MAX (GPUTEL_COLUMNS_MAX + 2) /* one a column, two more for the rate */
 #define GPUTEL_ROW_WORDS (4 + GPUTEL_COLUMNS_MAX)
+#define GPUTEL_LINE_BYTES 64
 #define GPUTEL_NOTES_MAX 192 /* of one device and sweep: a reset and a refusal a column, one loss */
 #define GPUTEL_SAMPLES_MAX 1024 /* gputel.plan.DRAIN_SAMPLES_MAX */
 
-/* What the driver gives is used as it is up to `raw_max`: an integer whose lowest value is 0. */
+/* A cell of the row. What the driver gives is in range up to `raw_max` at least. */
 typedef struct {
     uint64_t raw_max;
     uint64_t bit;
-    int column;
-    int word;
-    int is_float;
-    int is_counter;
+    uint64_t mask;   /* of the answer's bytes from `offset` on, for a call's targets */
+    uint16_t offset;
+    uint8_t column;
+    uint8_t is_float;
+    uint8_t is_counter;
     uint32_t multiply;
     uint32_t divide;
     double low, high;
@@ -70,14 +74,16 @@ typedef struct {
     gputel_single *sample;
     int has_rate, has_xid;
     gputel_target rate, xid;
+    char *readings; /* one a device, each of `reading_bytes` */
+    size_t reading_bytes;
     int asks;       /* functions whose cost is accounted: calls, then these */
     int ask_fields; /* index, or -1 */
     int ask_gpm;    /* SampleGet; MetricsGet follows */
     int ask_samples;
 } gputel_plan;
 
+/* Of one function, beside its count of calls. */
 typedef struct {
-    _Atomic uint64_t calls;
     _Atomic uint64_t ticks;
     _Atomic uint64_t ticks_max;
     _Atomic uint64_t errors[GPUTEL_OUTCOMES];
@@ -105,22 +111,37 @@ typedef struct {
     nvmlSample_t *buffer;
 } gputel_stream;
 
+#define GPUTEL_NO_TYPE (-1)
+
+/* A field that is asked of a GPU. */
+typedef struct {
+    const gputel_target *target;
+    unsigned int id, scope;
+    uint16_t field; /* of the plan */
+    uint16_t shift; /* the bits of the union that an answer of `type` leaves unused */
+    int type;       /* the nvmlValueType_t of its last answer; GPUTEL_NO_TYPE: look at the next */
+} gputel_active;
+
+/* PERF(readings): what every sweep touches stands in one piece, a few cache lines a GPU, and that
+ * of all GPUs side by side. Scattered over the heap, the GPUs' pieces fall onto the same lines
+ * of a cache of 32 KiB and push each other out: 30 misses a GPU and sweep. */
 typedef struct {
     int64_t attempted_ns; /* the tick this GPU was last claimed for */
     int64_t sequence;
-    uint8_t *unsupported; /* by origin */
-    uint8_t *answered;    /* by origin, since the device was attached */
-    gputel_cost *cost;    /* by ask */
-    unsigned int *scope;  /* by field: what this GPU accepts */
-    int *active;          /* the fields still asked */
-    int active_count;
-    int active_stale;
+    _Atomic uint64_t *calls; /* by ask: how often */
+    int64_t *counter;        /* by column; 0 when never read, and no counter is below */
+    gputel_active *active;   /* the fields still asked */
+    uint16_t *active_call;   /* the calls still asked */
+    uint8_t *unsupported;    /* by origin */
+    uint8_t *answered;       /* by origin, since the device was attached */
+    int active_fields, active_calls;
+    int fields_stale, calls_stale; /* these lists are to be made anew */
     int is_cheap;      /* the last sweep was: its calls need not all be timed */
     unsigned untimed;  /* cheap sweeps so far */
-    nvmlFieldValue_t *values;
-    int64_t counter[GPUTEL_COLUMNS_MAX];
-    uint8_t counter_known[GPUTEL_COLUMNS_MAX];
-    uint8_t rejected[GPUTEL_COLUMNS_MAX]; /* a note was made */
+    /* What few sweeps touch. */
+    gputel_cost *cost;     /* by ask */
+    unsigned int *scope;   /* by field: what this GPU accepts */
+    uint8_t *rejected;     /* by column: a note was made */
     uint64_t rate_total;
     int64_t rate_ns;
     int rate_known;
@@ -130,7 +151,6 @@ typedef struct {
     nvmlGpmSample_t gpm_sample[2];
     nvmlGpmMetricsGet_t *gpm_request;
     gputel_stream *stream;
-    _Alignas(8) uint64_t row[GPUTEL_ROW_WORDS];
 } gputel_reading;
 
 typedef struct {
@@ -146,8 +166,7 @@ typedef struct {
     int hopeless; /* answers of this sweep that say nothing, */
     int others;   /* and those that do */
     int notes;
-    gputel_note note[GPUTEL_NOTES_MAX];
-    gputel_reading *reading;
+    gputel_note *note; /* GPUTEL_NOTES_MAX */
 } gputel_device;
 
 typedef struct {
@@ -166,6 +185,7 @@ typedef struct {
     uint64_t cheap_ticks;
     int plans;
     int devices;
+    int used; /* slots that ever had a GPU are below */
     gputel_plan *plan;
     gputel_device *device;
     uint64_t *rejected; /* values out of range, [plan][column] */
@@ -190,22 +210,40 @@ static inline int gputel_origins(const gputel_plan *plan)
     return plan->calls + plan->fields + 1;
 }
 
+static inline gputel_reading *gputel_reading_of(const gputel_plan *plan, int slot)
+{
+    return (gputel_reading *)(plan->readings + slot * plan->reading_bytes);
+}
+
+/* The bytes of a reading and what lies behind it, whole cache lines. */
+static size_t gputel_reading_bytes(const gputel_plan *plan)
+{
+    size_t bytes = sizeof(gputel_reading) + plan->asks * sizeof(uint64_t) +
+                   plan->columns * sizeof(int64_t) + plan->fields * sizeof(gputel_active) +
+                   plan->calls * sizeof(uint16_t) + 2 * gputel_origins(plan);
+
+    return (bytes + GPUTEL_LINE_BYTES - 1) / GPUTEL_LINE_BYTES * GPUTEL_LINE_BYTES;
+}
+
+/* `reading` is zeroed; -1 when memory is short. */
 static int gputel_reading_init(gputel_reading *reading, const gputel_plan *plan)
 {
-    int origins = gputel_origins(plan);
-    int fields = plan->fields + 1; /* calloc(0) may be NULL, which would read as a failure */
-
     reading->attempted_ns = INT64_MIN;
-    reading->unsupported = calloc(origins, 1);
-    reading->answered = calloc(origins, 1);
+    /* By falling alignment. */
+    reading->calls = (_Atomic uint64_t *)(reading + 1);
+    reading->counter = (int64_t *)(reading->calls + plan->asks);
+    reading->active = (gputel_active *)(reading->counter + plan->columns);
+    reading->active_call = (uint16_t *)(reading->active + plan->fields);
+    reading->unsupported = (uint8_t *)(reading->active_call + plan->calls);
+    reading->answered = reading->unsupported + gputel_origins(plan);
+    /* One more of each: calloc(0) may be NULL, which would read as a failure. */
     reading->cost = calloc(plan->asks + 1, sizeof *reading->cost);
-    reading->scope = calloc(fields, sizeof *reading->scope);
-    reading->active = calloc(fields, sizeof *reading->active);
-    reading->values = calloc(fields, sizeof *reading->values);
+    reading->scope = calloc(plan->fields + 1, sizeof *reading->scope);
+    reading->rejected = calloc(plan->columns, 1);
     reading->gpm_request = calloc(1, plan->gpms ? sizeof *reading->gpm_request : 1);
     reading->stream = calloc(plan->samples + 1, sizeof *reading->stream);
-    if (!reading->unsupported || !reading->answered || !reading->cost || !reading->scope ||
-        !reading->active || !reading->values || !reading->gpm_request || !reading->stream)
+    if (!reading->cost || !reading->scope || !reading->rejected || !reading->gpm_request ||
+        !reading->stream)
         return -1;
     for (int i = 0; i < plan->samples; i++) {
         reading->stream[i].buffer = calloc(GPUTEL_SAMPLES_MAX, sizeof(nvmlSample_t));
@@ -219,12 +257,9 @@ static void gputel_reading_free(gputel_reading *reading, const gputel_plan *plan
 {
     for (int i = 0; reading->stream && i < plan->samples; i++)
         free(reading->stream[i].buffer);
-    free(reading->unsupported);
-    free(reading->answered);
     free(reading->cost);
     free(reading->scope);
-    free(reading->active);
-    free(reading->values);
+    free(reading->rejected);
     free(reading->gpm_request);
     free(reading->stream);
 }
@@ -241,7 +276,7 @@ static void gputel_reading_forget(gputel_reading *reading, const gputel_plan *pl
         reading->scope[i] = plan->field[i].scope;
     for (int i = 0; i < plan->samples; i++)
         reading->stream[i].is_unsupported = 0;
-    reading->active_stale = 1;
+    reading->fields_stale = reading->calls_stale = 1;
     reading->rate_known = 0;
     reading->gpm_state = 0;
     reading->gpm_filled = 0;

@@ -1,118 +1,79 @@
-/* One GPU, one metric set: ask what it supports and fill its row's cells.
- *
- * Every call is timed and its start is published (`since_ticks`), so that another thread can
- * see that it does not return. The end of a call is the start of the next one: what we do
- * between them, tens of nanoseconds, is accounted to the driver.
- *
- * PERF(timing): reading the clock costs as much as a cheap call. So where a GPU's whole sweep
- * took less than GPUTEL_CHEAP_NS the last time, its calls are timed in one sweep of
- * GPUTEL_TIMED_EVERY only, and count that many times; no driver of real GPUs is that cheap.
- */
+/* One GPU, one metric set: ask what it supports and fill its row's cells. */
 #ifndef GPUTEL_NVML_READ_H
 #define GPUTEL_NVML_READ_H
 
-#include "nvml_cells.h"
+#include "nvml_account.h"
 
-#define GPUTEL_CHEAP_NS 10000
-#define GPUTEL_TIMED_EVERY 16
 #define GPUTEL_ALL_LINKS 0xFFFFFFFFu
 #define GPUTEL_GPM_INTERVAL_MIN_NS 100000000
 
 /* ---- Calls ------------------------------------------------------------------------------- */
 
-/* The GPU is claimed: decide whether its calls are timed. */
-static inline void gputel_timing_begin(gputel_reader *r)
+/* The calls to ask from now on, from number `from` of the plan on; the position of the first. */
+static GPUTEL_COLD int gputel_calls_choose(gputel_reader *r, int from)
 {
-    r->start = r->device->since_ticks;
-    if (!r->reading->is_cheap)
-        r->weight = 1;
-    else
-        r->weight = ++r->reading->untimed % GPUTEL_TIMED_EVERY ? 0 : GPUTEL_TIMED_EVERY;
-}
+    gputel_reading *reading = r->reading;
+    const uint8_t *unsupported = reading->unsupported;
+    int count = 0, first = 0;
 
-/* Before `finish`: was it cheap? The time is also the start of the next GPU's. */
-static inline uint64_t gputel_timing_end(gputel_reader *r)
-{
-    uint64_t now = gputel_ticks(&r->core->base);
+    for (int i = 0; i < r->plan->calls; i++) {
+        int after = r->plan->call[i].after;
 
-    r->reading->is_cheap = now - r->device->claimed_ticks < r->core->cheap_ticks;
-    return now;
-}
-
-/* A call has returned: account it, and begin the next. */
-static inline void gputel_account(gputel_reader *r, int ask, int outcome)
-{
-    gputel_cost *cost = &r->reading->cost[ask];
-
-    gputel_add(&cost->calls, 1);
-    if (outcome != GPUTEL_OK)
-        gputel_add(&cost->errors[outcome], 1);
-    if (r->weight) {
-        uint64_t now = gputel_ticks(&r->core->base);
-        uint64_t ticks = now - r->start;
-
-        r->start = now;
-        atomic_store_explicit(&r->device->since_ticks, now, memory_order_relaxed);
-        gputel_add(&cost->ticks, ticks * r->weight);
-        if (ticks > gputel_get(&cost->ticks_max))
-            atomic_store_explicit(&cost->ticks_max, ticks, memory_order_relaxed);
+        if (i == from)
+            first = count;
+        if (!unsupported[i] && (after < 0 || unsupported[after]))
+            reading->active_call[count++] = (uint16_t)i;
     }
-}
-
-/* What an answer means for its origin. A handle that answered and is now an invalid argument
- * says nothing of what is supported: like UNKNOWN, it is a sign that the GPU may be gone. */
-static GPUTEL_COLD int gputel_judge_failure(gputel_reader *r, int origin, nvmlReturn_t code)
-{
-    int outcome = gputel_classify(code);
-
-    if (code == NVML_ERROR_INVALID_ARGUMENT && r->reading->answered[origin])
-        outcome = GPUTEL_TRANSIENT;
-    if (outcome == GPUTEL_UNSUPPORTED)
-        r->reading->unsupported[origin] = 1;
-    if (outcome == GPUTEL_TRANSIENT &&
-        (code == NVML_ERROR_UNKNOWN || code == NVML_ERROR_INVALID_ARGUMENT))
-        r->device->hopeless++;
-    else
-        r->device->others++;
-    r->device->code = code;
-    return outcome;
-}
-
-static inline int gputel_judge(gputel_reader *r, int origin, nvmlReturn_t code)
-{
-    if (code != NVML_SUCCESS)
-        return gputel_judge_failure(r, origin, code);
-    r->reading->answered[origin] = 1;
-    r->device->others++;
-    return GPUTEL_OK;
-}
-
-static inline int gputel_is_end(int outcome)
-{
-    return outcome == GPUTEL_LOST || outcome == GPUTEL_FATAL;
+    reading->active_calls = count;
+    reading->calls_stale = 0;
+    return from < r->plan->calls ? first : count;
 }
 
 static int gputel_read_calls(gputel_reader *r)
 {
-    const gputel_plan *plan = r->plan;
-    const uint8_t *unsupported = r->reading->unsupported;
-    uint64_t words[GPUTEL_WORDS];
+    gputel_reading *reading = r->reading;
+    const gputel_call *calls = r->plan->call;
+    nvmlDevice_t handle = r->device->handle;
+    int64_t *counter = reading->counter;
+    uint64_t valid = 0;
+    int well = 0;
+    gputel_answer answer;
 
-    for (int i = 0; i < plan->calls; i++) {
-        const gputel_call *call = &plan->call[i];
-        int outcome;
+    if (reading->calls_stale)
+        gputel_calls_choose(r, 0);
+    for (int k = 0; k < reading->active_calls; k++) {
+        int i = reading->active_call[k];
+        const gputel_call *call = &calls[i];
+        nvmlReturn_t code = gputel_ask(call->shape, call->function, call->argument, handle,
+                                       &answer);
 
-        if (unsupported[i] || (call->after >= 0 && !unsupported[call->after]))
+        if (__builtin_expect(code != NVML_SUCCESS, 0)) {
+            int outcome = gputel_judge_failure(r, i, code);
+
+            gputel_account(r, i, outcome);
+            if (gputel_is_end(outcome))
+                return outcome;
+            if (reading->calls_stale) /* another call may take its place, in this sweep */
+                k = gputel_calls_choose(r, i + 1) - 1;
             continue;
-        outcome = gputel_judge(r, i, gputel_ask(call->shape, call->function, call->argument,
-                                                r->device->handle, words));
-        gputel_account(r, i, outcome);
-        if (gputel_is_end(outcome))
-            return outcome;
-        if (outcome == GPUTEL_OK)
-            for (int t = 0; t < call->targets; t++)
-                gputel_put_word(r, &call->target[t], words[call->target[t].word]);
+        }
+        gputel_account_well(r, i);
+        reading->answered[i] = 1;
+        well++;
+        for (int t = 0; t < call->targets; t++) {
+            const gputel_target *target = &call->target[t];
+            uint64_t raw;
+
+            memcpy(&raw, (const char *)&answer + target->offset, sizeof raw);
+            raw &= target->mask;
+            if (__builtin_expect(gputel_put_quickly(r, counter, target, raw), 1))
+                valid |= target->bit;
+            else
+                gputel_put_word(r, target, raw);
+        }
     }
+    r->row[GPUTEL_ROW_VALID] |= valid;
+    r->device->others += well;
     return GPUTEL_OK;
 }
 
@@ -121,17 +82,19 @@ static int gputel_read_calls(gputel_reader *r)
 static GPUTEL_COLD void gputel_fields_choose(gputel_reader *r)
 {
     gputel_reading *reading = r->reading;
+    int count = 0;
 
-    reading->active_count = 0;
     for (int i = 0; i < r->plan->fields; i++)
         if (!reading->unsupported[r->plan->calls + i]) {
-            nvmlFieldValue_t *value = &reading->values[reading->active_count];
-
-            value->fieldId = r->plan->field[i].field;
-            value->scopeId = reading->scope[i];
-            reading->active[reading->active_count++] = i;
+            reading->active[count].target = &r->plan->field[i].target;
+            reading->active[count].id = r->plan->field[i].field;
+            reading->active[count].scope = reading->scope[i];
+            reading->active[count].field = (uint16_t)i;
+            reading->active[count].type = GPUTEL_NO_TYPE;
+            count++;
         }
-    reading->active_stale = 0;
+    reading->active_fields = count;
+    reading->fields_stale = 0;
 }
 
 /* MB/s from the sum of two KiB counters, as DCGM computes it; the first sum has no rate. */
@@ -150,19 +113,18 @@ static void gputel_put_rate(gputel_reader *r, int parts_missing, uint64_t total)
                           (double)(total - before) * 1e9 / (double)elapsed_ns / 1000.0);
 }
 
-static GPUTEL_COLD int gputel_field_refused(gputel_reader *r, int i, int outcome)
+static GPUTEL_COLD int gputel_field_refused(gputel_reader *r, int i, nvmlReturn_t code)
 {
     gputel_reading *reading = r->reading;
+    int origin = r->plan->calls + i;
+    int outcome = gputel_judge_failure(r, origin, code);
 
     gputel_add(&reading->cost[r->plan->ask_fields].errors[outcome], 1);
-    if (outcome != GPUTEL_UNSUPPORTED)
-        return outcome;
-    if (reading->scope[i] == GPUTEL_ALL_LINKS) {
+    if (outcome == GPUTEL_UNSUPPORTED && reading->scope[i] == GPUTEL_ALL_LINKS) {
         /* Before NVLink 5 the aggregate is scope 0: ask once more, in the next sweep. */
         reading->scope[i] = 0;
-        reading->unsupported[r->plan->calls + i] = 0;
+        reading->unsupported[origin] = 0;
     }
-    reading->active_stale = 1;
     return outcome;
 }
 
@@ -170,60 +132,110 @@ static GPUTEL_COLD int gputel_fields_refused(gputel_reader *r, int outcome)
 {
     if (outcome == GPUTEL_UNSUPPORTED) {
         memset(r->reading->unsupported + r->plan->calls, 1, r->plan->fields);
-        r->reading->active_stale = 1;
+        r->reading->fields_stale = r->reading->calls_stale = 1;
     }
     return outcome;
+}
+
+typedef struct {
+    uint64_t total;
+    int parts, missing;
+} gputel_traffic;
+
+/* Any answer to a field: one that was refused, is part of the rate, is its first, or differs
+ * from the last in a way that needs a look. */
+static GPUTEL_COLD int gputel_put_field(gputel_reader *r, int k, gputel_traffic *traffic)
+{
+    gputel_active *active = &r->reading->active[k];
+    const nvmlFieldValue_t *value = &r->values[k];
+    const gputel_field *field = &r->plan->field[active->field];
+    int member = field->member < 0 ? (int)value->valueType : field->member;
+
+    traffic->parts += field->in_rate;
+    if (value->nvmlReturn != NVML_SUCCESS) {
+        traffic->missing |= field->in_rate;
+        return gputel_field_refused(r, active->field, value->nvmlReturn);
+    }
+    r->reading->answered[r->plan->calls + active->field] = 1;
+    r->device->others++;
+    if (field->in_rate) {
+        if (value->value.ullVal <= INT64_MAX) /* two of them can be added */
+            traffic->total += value->value.ullVal;
+        else
+            traffic->missing = 1;
+        return GPUTEL_OK;
+    }
+    if (gputel_put_value(r, &field->target, member, &value->value) < 0)
+        gputel_reject(r, &field->target, NAN);
+    active->type = GPUTEL_NO_TYPE;
+    if (member == NVML_VALUE_TYPE_UNSIGNED_INT || member == NVML_VALUE_TYPE_UNSIGNED_LONG_LONG) {
+        active->type = (int)value->valueType;
+        active->shift = member == NVML_VALUE_TYPE_UNSIGNED_INT ? 32 : 0;
+    }
+    return GPUTEL_OK;
 }
 
 static int gputel_read_fields(gputel_reader *r)
 {
     const gputel_plan *plan = r->plan;
     gputel_reading *reading = r->reading;
-    uint64_t rate_total = 0;
-    int rate_missing = 0, rate_parts = 0, outcome;
+    nvmlFieldValue_t *values = r->values;
+    int64_t *counter = reading->counter;
+    gputel_traffic traffic = {0};
+    uint64_t valid = 0;
+    nvmlReturn_t code;
+    int well = 0, count;
 
-    if (reading->active_stale)
+    if (reading->fields_stale)
         gputel_fields_choose(r);
-    if (!reading->active_count)
+    count = reading->active_fields;
+    if (!count)
         return GPUTEL_OK;
     if (!r->core->functions.field_values)
         return gputel_fields_refused(r, GPUTEL_UNSUPPORTED);
-    for (int k = 0; k < reading->active_count; k++) {
-        /* What the driver leaves alone is no answer. */
-        reading->values[k].nvmlReturn = NVML_ERROR_UNKNOWN;
-        reading->values[k].value.ullVal = 0;
-    }
-    outcome = gputel_judge(
-        r, plan->calls + plan->fields,
-        r->core->functions.field_values(r->device->handle, reading->active_count,
-                                        reading->values));
-    gputel_account(r, plan->ask_fields, outcome);
-    if (outcome != GPUTEL_OK)
-        return gputel_fields_refused(r, outcome);
-    r->device->others--; /* each field counts, not the call */
-    for (int k = 0; k < reading->active_count; k++) {
-        int i = reading->active[k];
-        const gputel_field *field = &plan->field[i];
-        const nvmlFieldValue_t *value = &reading->values[k];
-        int member = field->member < 0 ? (int)value->valueType : field->member;
+    for (int k = 0; k < count; k++) {
+        const gputel_active *active = &reading->active[k];
 
-        rate_parts += field->in_rate;
-        outcome = gputel_judge(r, plan->calls + i, value->nvmlReturn);
-        if (outcome != GPUTEL_OK) {
-            rate_missing |= field->in_rate;
-            if (gputel_is_end(gputel_field_refused(r, i, outcome)))
+        values[k].fieldId = active->id;
+        values[k].scopeId = active->scope;
+        /* What the driver leaves alone is no answer. */
+        values[k].valueType = NVML_VALUE_TYPE_DOUBLE;
+        values[k].nvmlReturn = NVML_ERROR_UNKNOWN;
+        values[k].value.ullVal = 0;
+    }
+    code = r->core->functions.field_values(r->device->handle, count, values);
+    if (code != NVML_SUCCESS) {
+        int outcome = gputel_judge_failure(r, plan->calls + plan->fields, code);
+
+        gputel_account(r, plan->ask_fields, outcome);
+        return gputel_fields_refused(r, outcome);
+    }
+    gputel_account_well(r, plan->ask_fields);
+    reading->answered[plan->calls + plan->fields] = 1;
+    for (int k = 0; k < count; k++) {
+        const gputel_active *active = &reading->active[k];
+        const gputel_target *target = active->target;
+        const nvmlFieldValue_t *value = &values[k];
+
+        if (__builtin_expect(value->nvmlReturn == NVML_SUCCESS &&
+                                 (int)value->valueType == active->type &&
+                                 gputel_put_quickly(r, counter, target,
+                                                    value->value.ullVal << active->shift
+                                                                        >> active->shift),
+                             1)) {
+            valid |= target->bit;
+            well++;
+        } else {
+            int outcome = gputel_put_field(r, k, &traffic);
+
+            if (gputel_is_end(outcome))
                 return outcome;
-        } else if (field->in_rate) {
-            if (value->value.ullVal <= INT64_MAX) /* two of them can be added */
-                rate_total += value->value.ullVal;
-            else
-                rate_missing = 1;
-        } else if (gputel_put_value(r, &field->target, member, &value->value) < 0) {
-            gputel_reject(r, &field->target, NAN);
         }
     }
+    r->row[GPUTEL_ROW_VALID] |= valid;
+    r->device->others += well; /* each field counts, not the call */
     if (plan->has_rate)
-        gputel_put_rate(r, rate_missing || rate_parts < 2, rate_total);
+        gputel_put_rate(r, traffic.missing || traffic.parts < 2, traffic.total);
     return GPUTEL_OK;
 }
 
@@ -331,7 +343,7 @@ static int gputel_read(gputel_reader *r)
     int64_t xid;
     int outcome;
 
-    r->reading->row[GPUTEL_ROW_VALID] = 0; /* what is in an invalid cell means nothing */
+    r->row[GPUTEL_ROW_VALID] = 0; /* what is in an invalid cell means nothing */
     device->others = device->hopeless = 0;
     outcome = gputel_read_fields(r);
     if (!gputel_is_end(outcome))

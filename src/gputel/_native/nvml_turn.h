@@ -12,7 +12,8 @@
  * When A's call returns, its row still counts, for it was merely slow; A sees that the turn
  * is not its own and ends. If the GPU was given up meanwhile (`detach`), its generation has
  * changed and the row is discarded. Rows are written, and all of this changes, under one lock
- * that is held for nanoseconds and never during a call.
+ * that is held for nanoseconds and never during a call. A sweep takes it once a GPU: to write
+ * the row of one and to claim the next.
  */
 #ifndef GPUTEL_NVML_TURN_H
 #define GPUTEL_NVML_TURN_H
@@ -62,30 +63,52 @@ static inline void gputel_set_flag(_Atomic int *flag, int value)
     atomic_store_explicit(flag, value, memory_order_relaxed);
 }
 
-/* Is the GPU free, attached, and not yet asked for this tick? Then it is the caller's. The
- * call's clock starts: whatever the thread does until `finish` is under watch. */
+/* Is the GPU free, and the turn the caller's? Then the GPU is, too. The call's clock starts:
+ * whatever the thread does until `finish` is under watch. Under the lock. */
 static inline int gputel_claim(
-    gputel_turns *turns, gputel_core *core, uint64_t turn, int slot, int plan, int64_t time_ns,
-    uint64_t now_ticks)
+    gputel_turns *turns, gputel_core *core, uint64_t turn, int slot, uint64_t now_ticks)
 {
     gputel_device *device = &core->device[slot];
-    int mine;
 
-    gputel_lock(turns);
-    mine = gputel_has_turn(turns, turn) && !gputel_flag(&device->busy) &&
-           (plan < 0 || (gputel_flag(&device->attached) &&
-                         device->reading[plan].attempted_ns != time_ns));
-    if (mine) {
-        gputel_set_flag(&device->busy, 1);
-        device->notes = 0;
-        if (plan >= 0)
-            device->reading[plan].attempted_ns = time_ns;
-        device->claimed_ticks = now_ticks;
-        atomic_store_explicit(&device->since_ticks, now_ticks, memory_order_relaxed);
-        atomic_store_explicit(&turns->current, slot, memory_order_relaxed);
+    if (!gputel_has_turn(turns, turn) || gputel_flag(&device->busy))
+        return 0;
+    gputel_set_flag(&device->busy, 1);
+    device->notes = 0;
+    device->claimed_ticks = now_ticks;
+    atomic_store_explicit(&device->since_ticks, now_ticks, memory_order_relaxed);
+    atomic_store_explicit(&turns->current, slot, memory_order_relaxed);
+    return 1;
+}
+
+/* How far a sweep is. GPUs that were slow the last time come last: they delay no other. */
+typedef struct {
+    int slot;
+    int slow;   /* is it the turn of the slow ones? */
+    int passed; /* slow ones that were passed over */
+} gputel_round;
+
+/* The next GPU that is attached and not yet asked for this tick; GPUTEL_NOBODY after the last.
+ * Under the lock. */
+static inline int gputel_next(
+    gputel_core *core, int plan, int64_t time_ns, gputel_round *round)
+{
+    for (;;) {
+        while (round->slot < core->used) {
+            int slot = round->slot++;
+            gputel_device *device = &core->device[slot];
+
+            if (!gputel_flag(&device->attached) ||
+                gputel_reading_of(&core->plan[plan], slot)->attempted_ns == time_ns)
+                continue;
+            if (device->is_slow == round->slow)
+                return slot;
+            round->passed++;
+        }
+        if (round->slow || !round->passed)
+            return GPUTEL_NOBODY;
+        round->slow = 1;
+        round->slot = 0;
     }
-    gputel_unlock(turns);
-    return mine;
 }
 
 /* The end of `claim`, under the lock: is the turn still the caller's? */

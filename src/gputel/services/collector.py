@@ -14,6 +14,7 @@ from gputel.collector.exporter import OWN_METRICS_PATH, exporter_app
 from gputel.collector.outbox import SpoolPlace
 from gputel.config import Config
 from gputel.errors import GputelError
+from gputel.services.opening import opened
 from gputel.services.process import Process
 from gputel.services.simulate import is_simulated
 from gputel.sources import Source
@@ -25,7 +26,14 @@ log = logging.getLogger(__name__)
 async def serve(process: Process) -> None:
     """Sample, publish and export until told to stop; a finite source leaves us running."""
     config = process.config
-    source = source_of(config)
+    source = await opened(
+        process,
+        lambda: source_of(config),
+        listen=config.collector.listen,
+        metrics_path=OWN_METRICS_PATH,
+    )
+    if source is None:
+        return
     client = None
     if not config.collector.standalone:
         client = await broker.connect(config.message_queue.address)

@@ -55,6 +55,7 @@ class Process:
         self.health = Health(service)
         self._ready_fd = ready_fd
         self._reload = reload
+        self._guard: Guard | None = None
 
     def reload(self) -> Config:
         """The configuration as its file says now. ConfigError."""
@@ -114,18 +115,23 @@ class Process:
         address = parse_address(listen)
         sock = bind(self.service, address.host, address.port)
         app = status_app(self.telemetry, self.health, app, metrics_path=metrics_path)
-        guard = Guard()
-        self.telemetry.observe_counter(
-            "gputel_http_aborted_connections",
-            "Connections cut off: too slow, too long a header, or too many",
-            lambda: [(count, {"reason": reason}) for reason, count in guard.aborted.items()],
-        )
-        server = HttpServer(self.service, app, sock, http=guard.protocol())
+        server = HttpServer(self.service, app, sock, http=self._guarded().protocol())
         await server.start()
         try:
             yield server
         finally:
             await server.stop()
+
+    def _guarded(self) -> Guard:
+        """The guard of our ports, counted once."""
+        if self._guard is None:
+            guard = self._guard = Guard()
+            self.telemetry.observe_counter(
+                "gputel_http_aborted_connections",
+                "Connections cut off: too slow, too long a header, or too many",
+                lambda: [(count, {"reason": reason}) for reason, count in guard.aborted.items()],
+            )
+        return self._guard
 
 
 Serve = Callable[[Process], Awaitable[None]]
