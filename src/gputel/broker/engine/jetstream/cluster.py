@@ -1,7 +1,7 @@
 """The NATS cluster as the engine uses it: a connection, JetStream's API, and what it answers.
 
-Errors are two: BrokerUnavailable, where nobody knows what has happened and trying again may
-help, and Refused, which is the server's own word.
+Errors are two: BrokerUnavailable, where nobody knows what has happened, and of its kind
+Refused, which is the server's own word. Trying again may help against both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 
 from gputel import limits
 from gputel.broker.settings import JetStreamSettings
-from gputel.errors import BrokerUnavailable, GputelError, InputError
+from gputel.errors import BrokerUnavailable, InputError
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ NOT_ENABLED: Final = frozenset({10039, 10076})
 Handler = Callable[[Msg], Awaitable[None]]
 
 
-class Refused(GputelError):
+class Refused(BrokerUnavailable):
     """What a JetStream server answered instead of doing it."""
 
     def __init__(self, what: str, error: Mapping[str, Any]) -> None:

@@ -152,6 +152,8 @@ class JetStreamEngine:
         while True:
             try:
                 return await step()
+            except Refused:
+                raise
             except BrokerUnavailable as error:
                 if self._clock.monotonic_ns() >= deadline_ns:
                     raise BrokerUnavailable(
@@ -170,7 +172,7 @@ class JetStreamEngine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await asyncio.gather(*map(_until_idle, partitions))
-                with contextlib.suppress(BrokerUnavailable, Refused):
+                with contextlib.suppress(BrokerUnavailable):
                     await asyncio.gather(*(of.save_marks() for of in partitions if not of.failure))
         await asyncio.gather(*(partition.close() for partition in partitions))
         await self.cluster.close()
@@ -187,10 +189,7 @@ class JetStreamEngine:
             topic = self._topics.get(name)
             if topic is not None:
                 return topic
-            try:
-                return await self._open(name, await self._facts(name))
-            except Refused as refused:
-                raise _as_input(refused) from None
+            return await self._open(name, await self._facts(name))
 
     async def find_topic(self, name: str) -> Topic | None:
         topic = self._topics.get(name)
@@ -364,7 +363,7 @@ class JetStreamEngine:
                 if partition.watched or round_ % TEND_ALL_EVERY == 0:
                     try:
                         await partition.tend(self._settings.retention_bytes, after_ns)
-                    except (BrokerUnavailable, Refused) as error:
+                    except BrokerUnavailable as error:
                         log.debug("partition %s: %s", partition.name, error)
 
 

@@ -15,7 +15,7 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from gputel import limits
 from gputel.broker.engine import Chunk, Message, PartitionFailed
@@ -25,7 +25,6 @@ from gputel.broker.engine.jetstream.chart import Chart
 from gputel.broker.engine.jetstream.cluster import (
     REQUEST_S,
     Cluster,
-    Refused,
     Stored,
     StreamState,
 )
@@ -139,6 +138,9 @@ class Partition:
         self._damaged: set[int] = set()
         self._watchers: set[Callable[[], None]] = set()
         self._catching_up = asyncio.Lock()
+        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._look: asyncio.Task[None] | None = None
+        self._next_look: asyncio.Task[None] | None = None
         self._follower: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._writer: Writer | None = None
@@ -173,7 +175,7 @@ class Partition:
     # -- opening, following ------------------------------------------------------------
 
     async def open(self) -> None:
-        """Learn what the stream holds and begin to write. BrokerUnavailable, Refused."""
+        """Learn what the stream holds and begin to write. BrokerUnavailable."""
         state = await self._cluster.state(self.stream)
         saved = await self._marks.load(self.durable)
         if saved.sequence > state.last_sequence:
@@ -203,18 +205,45 @@ class Partition:
 
     async def close(self) -> None:
         """Stop writing and following."""
-        tasks = [task for task in (self._writing, self._follower) if task is not None]
+        every = (self._writing, self._follower, self._look, self._next_look)
+        tasks = [task for task in every if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def catch_up(self, timeout_s: float = REQUEST_S) -> None:
-        """See `PartitionLog.catch_up`."""
+        """See `PartitionLog.catch_up`.
+
+        Those who ask while a question is on its way share the next one: a thousand producers
+        that come from a broker that died ask the cluster twice.
+        """
         if self.failure:
             return
-        state = await self._cluster.state(self.stream, timeout_s=timeout_s)
+        if self._next_look is None:
+            self._next_look = asyncio.create_task(self._look_after(self._look, timeout_s))
+            self._next_look.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(self._next_look)
+
+    async def _look_after(self, last: asyncio.Task[None] | None, timeout_s: float) -> None:
+        if last is not None:
+            await asyncio.wait({last})
+        self._look, self._next_look = self._next_look, None
+        state = await self._ask(timeout_s)
         await self._fold_to(state.last_sequence)
         await self._note(state)
+
+    async def _ask(self, timeout_s: float) -> StreamState:
+        """What the stream holds; asked anew when there is a new leader, the old one is silent."""
+        while True:
+            changed = self._changed
+            asking = asyncio.ensure_future(self._cluster.state(self.stream, timeout_s=timeout_s))
+            try:
+                both: set[asyncio.Future[Any]] = {asking, changed}
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                if asking.done():
+                    return asking.result()
+            finally:
+                asking.cancel()
 
     async def _note(self, state: StreamState) -> None:
         """Take what a stream's leader has said of it."""
@@ -298,7 +327,7 @@ class Partition:
 
     async def _follow(self, sequence: int) -> None:
         # What fails is tried again with the next block, or the next look at the stream.
-        with contextlib.suppress(BrokerUnavailable, Refused):
+        with contextlib.suppress(BrokerUnavailable):
             await self._fold_to(sequence)
 
     def stored(self, sent: Sent) -> None:
@@ -309,6 +338,9 @@ class Partition:
 
     def interrupt(self) -> None:
         """The stream's leader, or the connection, has changed."""
+        if not self._changed.done():
+            self._changed.set_result(None)
+        self._changed = asyncio.get_running_loop().create_future()
         if self._writer is not None:
             self._writer.interrupt()
 
