@@ -15,7 +15,8 @@ from gputel.broker.engine.jetstream import block
 from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.chart import Chart
 from gputel.broker.engine.jetstream.marks import Marks
-from gputel.broker.engine.jetstream.partition import Blocks, Partition
+from gputel.broker.engine.jetstream.partition import Partition
+from gputel.broker.engine.jetstream.reader import Blocks
 from gputel.broker.engine.memory import Backlog
 from gputel.clock import SYSTEM_CLOCK, Clock, ManualClock
 from gputel.errors import LogCorrupt, ProducerFenced

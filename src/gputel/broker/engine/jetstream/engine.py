@@ -28,7 +28,8 @@ from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.bucket import Bucket
 from gputel.broker.engine.jetstream.cluster import NOT_ENABLED, Cluster, Refused
 from gputel.broker.engine.jetstream.marks import Marks
-from gputel.broker.engine.jetstream.partition import STORED_BYTES, Blocks, Partition
+from gputel.broker.engine.jetstream.partition import STORED_BYTES, Partition
+from gputel.broker.engine.jetstream.reader import Blocks
 from gputel.broker.engine.jetstream.shares import Shares
 from gputel.broker.engine.memory import Backlog
 from gputel.broker.settings import BrokerSettings

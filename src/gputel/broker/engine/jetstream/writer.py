@@ -213,6 +213,11 @@ class Writer:
             self._interrupted.set_result(None)
         self._wake.set()
 
+    def close(self) -> None:
+        """Wait for nothing any more; what is not durable was not acknowledged."""
+        for sent in self._in_flight:
+            sent.answer.cancel()
+
     # -- what the log tells ------------------------------------------------------------
 
     def folded(self, sequence: int, head: Head) -> None:
