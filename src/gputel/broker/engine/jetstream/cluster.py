@@ -272,9 +272,9 @@ class Cluster:
         found = await self._read_batch(
             stream, {"seq": sequence, "batch": messages, "max_bytes": size_bytes}
         )
-        if found:
+        if found and found[0].sequence == sequence:
             return found
-        # A replica that lags knows it not yet; the leader does.
+        # Gone, or not at this replica: it may lag, or be damaged. The leader knows.
         return await self._read_one(stream, {"seq": sequence, "next_by_subj": subject})
 
     async def last_of_each(self, stream: str, subject: str, messages: int) -> list[Stored]:

@@ -338,14 +338,19 @@ class Partition:
         if offset >= self.next_offset:
             return Chunk((), offset)
         chunk = await self._reader.read(offset, self.tip, messages_max, bytes_max)
-        return chunk or Chunk((), self.next_offset)
+        if chunk is not None:
+            return chunk
+        state = await self._cluster.state(self.stream)
+        if state.messages and state.last_sequence >= self.tip:
+            # To pass by what is there would lose it.
+            raise BrokerUnavailable(f"partition {self.name}: offset {offset} can't be read now")
+        return Chunk((), self.next_offset)
 
     async def offset_at(self, time_ns: int) -> int:
         """See `PartitionLog.offset_at`."""
         if self.newest_ns < time_ns or not self.tip:
             return self.next_offset
-        found = await self._reader.offset_at(time_ns, self.tip)
-        return self.next_offset if found is None else max(found, self.first_offset)
+        return max(await self._reader.offset_at(time_ns, self.tip), self.first_offset)
 
     # -- housekeeping ------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.chart import Chart
 from gputel.broker.engine.jetstream.cluster import Cluster
 from gputel.broker.engine.record import Record
-from gputel.errors import LogCorrupt
+from gputel.errors import BrokerUnavailable, LogCorrupt
 
 log = logging.getLogger(__name__)
 
@@ -179,12 +179,12 @@ class Reader:
             if not found or found[0].sequence >= high:
                 return high if low is None else low
 
-    async def offset_at(self, time_ns: int, tip: int) -> int | None:
-        """The first offset that was stored at or after `time_ns`; None when it is gone."""
+    async def offset_at(self, time_ns: int, tip: int) -> int:
+        """The first offset that was stored at or after `time_ns`. BrokerUnavailable."""
         at = await self.search(self.times, time_ns - 1, tip)
         found = self._blocks.get(self._stream, at) or await self._block(at)
         if found is None:
-            return None
+            raise BrokerUnavailable(f"partition {self._name}: block {at} can't be read now")
         return found.head.end if found.head.stored_at_ns < time_ns else found.head.base
 
     def note_damage(self, sequence: int, size_bytes: int, reason: str) -> None:
