@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+import msgspec
 import uvloop
 
 from gputel import limits
@@ -23,13 +25,15 @@ from gputel.observe import Health, Telemetry
 DEADLINE_S = 60.0
 
 
-async def serve(data_dir: Path) -> None:
+SETTINGS: Final = BrokerSettings(listen="127.0.0.1:0")
+
+
+async def serve(settings: BrokerSettings, data_dir: Path) -> None:
     """Run a broker on a free port, which is printed, until stdin ends.
 
     A line on stdin is answered with a line of JSON: the samples of /metrics.
     """
     telemetry = Telemetry("broker")
-    settings = BrokerSettings(listen="127.0.0.1:0")
     engine = make_engine(settings, data_dir)
     server = BrokerServer(settings, engine, telemetry, Health("broker"))
     await server.start()
@@ -79,12 +83,15 @@ async def running_broker(data_dir: Path) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def running_broker_process(data_dir: Path) -> AsyncIterator[BrokerProcess]:
+async def running_broker_process(
+    data_dir: Path, settings: BrokerSettings = SETTINGS
+) -> AsyncIterator[BrokerProcess]:
     """A broker that runs while the context does."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "benchmarks.brokers",
+        msgspec.json.encode(settings).decode(),
         str(data_dir / "broker"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -145,4 +152,4 @@ async def verify(
 if __name__ == "__main__":
     gc.freeze()  # as every service does
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(Path(sys.argv[1])))
+        runner.run(serve(msgspec.json.decode(sys.argv[1], type=BrokerSettings), Path(sys.argv[2])))

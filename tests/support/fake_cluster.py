@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from gputel.broker.engine.jetstream.cluster import Refused, Stored, StreamState
@@ -72,7 +73,7 @@ class FakeCluster:
         with contextlib.suppress(Refused):
             stream.store(headers, data)
 
-    async def state(self, stream: str) -> StreamState:
+    async def state(self, stream: str, *, timeout_s: float = 0) -> StreamState:
         await self._travel()
         of = self.streams[stream]
         first = of.messages[0].sequence if of.messages else of.last_sequence + 1
@@ -128,5 +129,4 @@ class FakeBucket:
     async def list(self, pattern: str, entries_max: int) -> dict[str, Any]:
         from gputel.broker.engine.jetstream.bucket import Entry
 
-        prefix = pattern.removesuffix("*")
-        return {k: Entry(*v) for k, v in self.values.items() if k.startswith(prefix) and v[1]}
+        return {k: Entry(*v) for k, v in self.values.items() if fnmatchcase(k, pattern) and v[1]}

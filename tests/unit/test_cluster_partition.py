@@ -14,11 +14,13 @@ from gputel.broker.engine import Message, Record
 from gputel.broker.engine.jetstream import block
 from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.chart import Chart
+from gputel.broker.engine.jetstream.cluster import Stored
 from gputel.broker.engine.jetstream.marks import Marks
-from gputel.broker.engine.jetstream.partition import Blocks, Partition
+from gputel.broker.engine.jetstream.partition import Partition
+from gputel.broker.engine.jetstream.reader import Blocks
 from gputel.broker.engine.memory import Backlog
 from gputel.clock import SYSTEM_CLOCK, Clock, ManualClock
-from gputel.errors import LogCorrupt, ProducerFenced
+from gputel.errors import BrokerUnavailable, LogCorrupt, ProducerFenced
 from support.fake_cluster import FakeBucket, FakeCluster, FakeStream
 
 STREAM = "s"
@@ -135,6 +137,32 @@ async def test_an_older_epoch_that_waits_is_never_called_durable() -> None:
         assert [record.producer for record in await read_all(a)] == ["p", "q"]
 
 
+async def test_a_block_of_another_broker_right_behind_ours_stops_nobody() -> None:
+    """Its word may come before the answer to ours: the chain goes on behind it."""
+    fake, bucket = cluster(), FakeBucket()
+    async with opened(fake, bucket, "a") as a, opened(fake, bucket, "b") as b:
+        held = asyncio.Event()
+        publish, stored = fake.publish, asyncio.Event()
+
+        async def slow(subject: str, data: bytes, headers: dict[str, str]) -> int:
+            sequence = await publish(subject, data, headers)
+            stored.set()
+            await held.wait()
+            return sequence
+
+        fake.publish = slow  # type: ignore[method-assign]
+        first = a.append("p", 1, 1, b"k", b"1")
+        await stored.wait()
+        fake.publish = publish  # type: ignore[method-assign]
+        await b.catch_up()
+        await durable(b, b.append("q", 1, 1, b"k", b"1"))
+        await a.catch_up()
+        assert a.is_durable(first)
+        second = a.append("p", 1, 2, b"k", b"2")
+        held.set()
+        await durable(a, second)
+
+
 async def test_producers_are_known_after_a_start_beyond_what_is_kept() -> None:
     fake, bucket = cluster(), FakeBucket()
     async with opened(fake, bucket) as partition:
@@ -194,6 +222,28 @@ async def test_damage_is_told_and_passed_by() -> None:
         await durable(partition, partition.append("p", 1, 4, b"k", b"x"))
         assert [record.sequence for record in await read_all(partition)] == [1, 3, 4]
         assert "without a sound" in partition.damage
+
+
+async def test_what_can_not_be_read_now_is_not_passed_by() -> None:
+    fake, bucket = cluster(), FakeBucket()
+    async with opened(fake, bucket) as partition:
+        for n in (1, 2, 3):
+            await durable(partition, partition.append("p", 1, n, b"k", b"x"))
+    async with opened(fake, bucket) as partition:
+        stream = fake.streams[STREAM]
+
+        async def read(*_: Any) -> list[Stored]:
+            return []
+
+        whole, fake.read = fake.read, read  # type: ignore[method-assign]
+        with pytest.raises(BrokerUnavailable, match="offset 0 can't be read now"):
+            await partition.read(0, 10, 1 << 20)
+        fake.read = whole  # type: ignore[method-assign]
+        assert len((await partition.read(0, 10, 1 << 20)).records) == 3
+        # An operator has emptied the stream: there is nothing to wait for.
+        stream.messages = []
+    async with opened(fake, bucket) as partition:
+        assert partition.first_offset == partition.next_offset >= 3
 
 
 async def publish(

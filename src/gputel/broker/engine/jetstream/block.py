@@ -40,6 +40,8 @@ BLOCK_BYTES_MAX: Final = 896 * limits.KIB
 HEAD_BYTES_MAX: Final = 48 * limits.KIB
 BLOCK_MESSAGES_MAX: Final = 65_536
 
+assert BLOCK_BYTES_MAX + HEAD_BYTES_MAX + limits.KIB <= limits.NATS_PAYLOAD_BYTES_MAX
+
 _RUN = struct.Struct("<HIQ")
 _RECORD = struct.Struct("<QHI")
 _PREFIX_BYTES = len(MAGIC) + 4

@@ -1,7 +1,7 @@
 """The NATS cluster as the engine uses it: a connection, JetStream's API, and what it answers.
 
-Errors are two: BrokerUnavailable, where nobody knows what has happened and trying again may
-help, and Refused, which is the server's own word.
+Errors are two: BrokerUnavailable, where nobody knows what has happened, and of its kind
+Refused, which is the server's own word. Trying again may help against both.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import nats
@@ -23,7 +24,7 @@ from nats.aio.msg import Msg
 
 from gputel import limits
 from gputel.broker.settings import JetStreamSettings
-from gputel.errors import BrokerUnavailable, GputelError, InputError
+from gputel.errors import BrokerUnavailable, InputError
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ NOT_ENABLED: Final = frozenset({10039, 10076})
 Handler = Callable[[Msg], Awaitable[None]]
 
 
-class Refused(GputelError):
+class Refused(BrokerUnavailable):
     """What a JetStream server answered instead of doing it."""
 
     def __init__(self, what: str, error: Mapping[str, Any]) -> None:
@@ -99,55 +100,77 @@ class Cluster:
         self.on_change: Callable[[], None] = lambda: None
         self.reconnects = 0
         self._closing = False
+        self._last_error = ""
+        self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
     def connected(self) -> bool:
         """Whether a server is connected now."""
         return self._client.is_connected
 
-    @property
-    def max_payload_bytes(self) -> int:
-        """What the connected server takes in one message."""
-        return self._client.max_payload
-
     async def connect(self) -> None:
         """Connect. BrokerUnavailable: no server answers; InputError: it can never work."""
         settings = self._settings
         options: dict[str, Any] = {}
         if settings.credentials_file:
+            _check_readable(settings.credentials_file)
             options["user_credentials"] = settings.credentials_file
         if settings.tls:
             options["tls"] = _tls(settings)
+        connecting = asyncio.ensure_future(
+            self._client.connect(
+                servers=list(settings.servers),
+                name=self._name,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_disconnected,
+                reconnected_cb=self._on_reconnected,
+                connect_timeout=PING_S,
+                reconnect_time_wait=RECONNECT_S,
+                max_reconnect_attempts=-1,
+                ping_interval=PING_S,
+                max_outstanding_pings=2,
+                pending_size=PENDING_BYTES,
+                **options,
+            )
+        )
         try:
-            async with asyncio.timeout(START_S):
-                await self._client.connect(
-                    servers=list(settings.servers),
-                    name=self._name,
-                    error_cb=self._on_error,
-                    disconnected_cb=self._on_disconnected,
-                    reconnected_cb=self._on_reconnected,
-                    connect_timeout=PING_S,
-                    reconnect_time_wait=RECONNECT_S,
-                    max_reconnect_attempts=-1,
-                    ping_interval=PING_S,
-                    max_outstanding_pings=2,
-                    pending_size=PENDING_BYTES,
-                    **options,
-                )
-        except (nats.errors.AuthorizationError, nats.errors.InvalidUserCredentialsError):
+            # The client tries for ever, whatever the servers say.
+            both: set[asyncio.Future[Any]] = {connecting, self._refused}
+            await asyncio.wait(both, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done():
+                raise self._refusal()
+            connecting.result()
+        except (OSError, ValueError, nats.errors.Error) as error:
+            raise InputError(
+                f"broker.jetstream: can't connect to {self._shown}: {error}",
+                hint="check servers and credentials_file",
+            ) from None
+        finally:
+            if not connecting.done():
+                connecting.cancel()
+                await asyncio.wait({connecting}, timeout=CREATE_S)
+                await self.close()
+        if self._client.max_payload < limits.NATS_PAYLOAD_BYTES_MAX:
+            found = self._client.max_payload
             await self.close()
             raise InputError(
-                f"broker.jetstream: {self._shown} refuses us: authorization",
-                hint="check broker.jetstream.credentials_file",
-            ) from None
-        except (TimeoutError, OSError, nats.errors.Error) as error:
-            await self.close()
-            raise BrokerUnavailable(
-                f"broker.jetstream: none of {self._shown} answers ({error})",
-                hint="is nats-server running there, with JetStream?",
-            ) from None
+                f"broker.jetstream: {self._shown} takes messages of {found} bytes at most, "
+                f"{limits.NATS_PAYLOAD_BYTES_MAX} are needed",
+                hint="set max_payload in nats-server's configuration",
+            )
         self._inbox = self._client.new_inbox()
         await self._client.subscribe(f"{self._inbox}.*", cb=self._on_answer, pending_bytes_limit=0)
+
+    def _refusal(self) -> InputError | BrokerUnavailable:
+        if self._refused.done():
+            return InputError(
+                f"broker.jetstream: {self._shown} refuses us: {self._refused.result()}",
+                hint="check user and password in broker.jetstream.servers, or credentials_file",
+            )
+        return BrokerUnavailable(
+            f"broker.jetstream: none of {self._shown} answers ({self._last_error or 'timeout'})",
+            hint="is nats-server running there?",
+        )
 
     async def close(self) -> None:
         """Let go of the connection, if there ever was one."""
@@ -237,9 +260,9 @@ class Cluster:
             if refused.number != STREAM_DIFFERS:
                 raise
 
-    async def state(self, stream: str) -> StreamState:
+    async def state(self, stream: str, *, timeout_s: float = REQUEST_S) -> StreamState:
         """What a stream holds, by the word of its leader."""
-        state = (await self.call(f"STREAM.INFO.{stream}"))["state"]
+        state = (await self.call(f"STREAM.INFO.{stream}", timeout_s=timeout_s))["state"]
         return StreamState(state["first_seq"], state["last_seq"], state["messages"], state["bytes"])
 
     async def read(
@@ -249,9 +272,9 @@ class Cluster:
         found = await self._read_batch(
             stream, {"seq": sequence, "batch": messages, "max_bytes": size_bytes}
         )
-        if found:
+        if found and found[0].sequence == sequence:
             return found
-        # A replica that lags knows it not yet; the leader does.
+        # Gone, or not at this replica: it may lag, or be damaged. The leader knows.
         return await self._read_one(stream, {"seq": sequence, "next_by_subj": subject})
 
     async def last_of_each(self, stream: str, subject: str, messages: int) -> list[Stored]:
@@ -294,6 +317,9 @@ class Cluster:
 
     async def _on_error(self, error: Exception) -> None:
         log.debug("NATS: %s", error)
+        self._last_error = str(error)
+        if "authorization" in self._last_error.lower() and not self._refused.done():
+            self._refused.set_result(self._last_error)
 
     async def _on_disconnected(self) -> None:
         if not self._closing:
@@ -307,13 +333,24 @@ class Cluster:
         self.on_change()
 
 
+def _check_readable(file: str) -> None:
+    try:
+        Path(file).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"broker.jetstream.credentials_file: {file} can't be read: {error.strerror}"
+        ) from None
+
+
 def _tls(settings: JetStreamSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.ca_file or None)
         if settings.certificate_file:
             context.load_cert_chain(settings.certificate_file, settings.key_file or None)
     except (OSError, ssl.SSLError) as error:
-        raise InputError(f"broker.jetstream: the TLS files can't be used: {error}") from None
+        files = (settings.ca_file, settings.certificate_file, settings.key_file)
+        shown = ", ".join(file for file in files if file)
+        raise InputError(f"broker.jetstream: {shown} can't be used for TLS: {error}") from None
     return context
 
 

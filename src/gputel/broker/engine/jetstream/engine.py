@@ -28,7 +28,8 @@ from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.bucket import Bucket
 from gputel.broker.engine.jetstream.cluster import NOT_ENABLED, Cluster, Refused
 from gputel.broker.engine.jetstream.marks import Marks
-from gputel.broker.engine.jetstream.partition import STORED_BYTES, Blocks, Partition
+from gputel.broker.engine.jetstream.partition import STORED_BYTES, Partition
+from gputel.broker.engine.jetstream.reader import Blocks
 from gputel.broker.engine.jetstream.shares import Shares
 from gputel.broker.engine.memory import Backlog
 from gputel.broker.settings import BrokerSettings
@@ -152,9 +153,14 @@ class JetStreamEngine:
         while True:
             try:
                 return await step()
+            except Refused:
+                raise
             except BrokerUnavailable as error:
                 if self._clock.monotonic_ns() >= deadline_ns:
-                    raise
+                    raise BrokerUnavailable(
+                        str(error),
+                        hint="does nats-server run with JetStream, and a majority of it?",
+                    ) from None
                 log.debug("tried again: %s", error)
             await self._clock.sleep(START_RETRY_S)
 
@@ -167,7 +173,7 @@ class JetStreamEngine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await asyncio.gather(*map(_until_idle, partitions))
-                with contextlib.suppress(BrokerUnavailable, Refused):
+                with contextlib.suppress(BrokerUnavailable):
                     await asyncio.gather(*(of.save_marks() for of in partitions if not of.failure))
         await asyncio.gather(*(partition.close() for partition in partitions))
         await self.cluster.close()
@@ -184,10 +190,7 @@ class JetStreamEngine:
             topic = self._topics.get(name)
             if topic is not None:
                 return topic
-            try:
-                return await self._open(name, await self._facts(name))
-            except Refused as refused:
-                raise _as_input(refused) from None
+            return await self._open(name, await self._facts(name))
 
     async def find_topic(self, name: str) -> Topic | None:
         topic = self._topics.get(name)
@@ -361,7 +364,7 @@ class JetStreamEngine:
                 if partition.watched or round_ % TEND_ALL_EVERY == 0:
                     try:
                         await partition.tend(self._settings.retention_bytes, after_ns)
-                    except (BrokerUnavailable, Refused) as error:
+                    except BrokerUnavailable as error:
                         log.debug("partition %s: %s", partition.name, error)
 
 

@@ -25,7 +25,12 @@ from gputel import limits
 from gputel.broker.engine import Message
 from gputel.broker.engine.jetstream import block
 from gputel.broker.engine.jetstream.block import Head
-from gputel.broker.engine.jetstream.cluster import WRONG_LAST_SEQUENCE, Cluster, Refused
+from gputel.broker.engine.jetstream.cluster import (
+    REQUEST_S,
+    WRONG_LAST_SEQUENCE,
+    Cluster,
+    Refused,
+)
 from gputel.broker.engine.memory import Backlog, cost_bytes
 from gputel.broker.engine.producers import Mark, Producers
 from gputel.clock import Clock
@@ -38,6 +43,8 @@ IN_FLIGHT_MAX: Final = 4
 GATHER_BYTES: Final = 256 * limits.KIB
 RETRY_FIRST_S: Final = 0.05
 RETRY_LAST_S: Final = 1.0
+#: A stream without a leader answers nothing: ask again soon, and be patient with a slow one.
+ASK_FIRST_S: Final = 1.0
 FENCED_MAX: Final = 4096
 
 
@@ -86,7 +93,7 @@ class Log(Protocol):
     @property
     def durable(self) -> Producers: ...
 
-    async def catch_up(self) -> None: ...
+    async def catch_up(self, timeout_s: float) -> None: ...
     def stored(self, sent: Sent) -> None:
         """`sent` is durable at its sequence."""
         ...
@@ -206,6 +213,11 @@ class Writer:
             self._interrupted.set_result(None)
         self._wake.set()
 
+    def close(self) -> None:
+        """Wait for nothing any more; what is not durable was not acknowledged."""
+        for sent in self._in_flight:
+            sent.answer.cancel()
+
     # -- what the log tells ------------------------------------------------------------
 
     def folded(self, sequence: int, head: Head) -> None:
@@ -248,13 +260,15 @@ class Writer:
             sent = self._in_flight[0]
             try:
                 sequence = await asyncio.shield(sent.answer)
-            except (Refused, BrokerUnavailable) as error:
+            except BrokerUnavailable as error:
                 await self._mend(error)
                 continue
             if sequence != sent.sequence:
                 await self._mend(BrokerUnavailable(f"stored at {sequence}, not {sent.sequence}"))
                 continue
             self._in_flight.popleft()
+            # Another broker's block may lie behind all of ours: nothing was lost to it.
+            self._broken &= bool(self._in_flight)
             self._refused = ""
             self._retry_s = RETRY_FIRST_S
             self.stalled = False
@@ -336,7 +350,7 @@ class Writer:
 
     # -- mending -----------------------------------------------------------------------
 
-    async def _mend(self, error: Refused | BrokerUnavailable) -> None:
+    async def _mend(self, error: BrokerUnavailable) -> None:
         """Find out what was stored, and put the rest in front of what waits."""
         self._broken = True
         lost_race = isinstance(error, Refused) and error.number in WRONG_LAST_SEQUENCE
@@ -345,12 +359,12 @@ class Writer:
         else:
             self._tell(error)
         await asyncio.wait({sent.answer for sent in self._in_flight})
-        while not lost_race or not await self._try_catch_up():
-            lost_race = False
-            await self._clock.sleep(self._retry_s)
-            self._retry_s = min(self._retry_s * 2, RETRY_LAST_S)
-            if await self._try_catch_up():
-                break
+        patience_s = ASK_FIRST_S
+        if not lost_race:
+            await self._pause()
+        while not await self._try_catch_up(patience_s):
+            patience_s = min(patience_s * 2, REQUEST_S)
+            await self._pause()
         runs = [run for sent in self._in_flight for run in sent.runs if not run.done]
         self._in_flight.clear()
         self._pending.extendleft(reversed(runs))
@@ -358,17 +372,21 @@ class Writer:
         self._broken = False
         self._log.notify()
 
-    async def _try_catch_up(self) -> bool:
+    async def _pause(self) -> None:
+        await self._clock.sleep(self._retry_s)
+        self._retry_s = min(self._retry_s * 2, RETRY_LAST_S)
+
+    async def _try_catch_up(self, patience_s: float) -> bool:
         if self._interrupted.done():
             self._interrupted = asyncio.get_running_loop().create_future()
         try:
-            await self._log.catch_up()
-        except (BrokerUnavailable, Refused) as failed:
+            await self._log.catch_up(patience_s)
+        except BrokerUnavailable as failed:
             self._tell(failed)
             return False
         return True
 
-    def _tell(self, error: Refused | BrokerUnavailable) -> None:
+    def _tell(self, error: BrokerUnavailable) -> None:
         text = str(error)
         if text != self._refused:
             self._refused = text
