@@ -235,7 +235,7 @@ async def test_what_can_not_be_read_now_is_not_passed_by() -> None:
         async def read(*_: Any) -> list[Stored]:
             return []
 
-        whole, fake.read = fake.read, read  # type: ignore[method-assign]
+        whole, fake.read = fake.read, read  # type: ignore[method-assign, assignment]
         with pytest.raises(BrokerUnavailable, match="offset 0 can't be read now"):
             await partition.read(0, 10, 1 << 20)
         fake.read = whole  # type: ignore[method-assign]

@@ -51,10 +51,14 @@ class Registry:
             held = sum(of == topic for of, _ in self.groups)
             if held >= limits.GROUPS_PER_TOPIC_MAX:
                 raise NoRoom(f"topic {topic!r} has {held} groups, the most it may have")
-            group = self.groups[topic, name] = Group(topic, name, partitions, {})
-            sharing = self._engine.sharing
-            if sharing is not None:
-                self._leases[topic, name] = _Lease(group, sharing, self._clock)
+            group = self._make(topic, name, partitions)
+        return group
+
+    def _make(self, topic: str, name: str, partitions: int) -> Group:
+        group = self.groups[topic, name] = Group(topic, name, partitions, {})
+        sharing = self._engine.sharing
+        if sharing is not None:
+            self._leases[topic, name] = _Lease(group, sharing, self._clock)
         return group
 
     async def refresh(self) -> None:
@@ -62,10 +66,12 @@ class Registry:
         sharing = self._engine.sharing
         if sharing is None:
             return
-        for (topic, name), share in (await sharing.groups()).items():
-            if topic in self._engine.topics:
-                partitions = len(self._engine.topics[topic].partitions)
-                self.open(topic, name, partitions).look(share.positions, share.members_elsewhere)
+        topics = dict(self._engine.topics)
+        for (topic, name), share in (await sharing.groups(topics)).items():
+            group = self.groups.get((topic, name))
+            if group is None:
+                group = self._make(topic, name, len(topics[topic].partitions))
+            group.look(share.positions, share.members_elsewhere)
 
     def tick(self, now_ns: int) -> None:
         """See `Group.tick`."""

@@ -35,6 +35,7 @@ CREATE_S: Final = 10.0
 PING_S: Final = 2
 PENDING_BYTES: Final = 2 * limits.PENDING_BYTES_MAX
 NO_RESPONDERS: Final = "503"
+READ_ENDS: Final = frozenset({"204", "404"})  # all that was asked for, nothing
 #: JetStream's own error numbers.
 MESSAGE_NOT_FOUND: Final = 10037
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
@@ -306,8 +307,12 @@ class Cluster:
             if answer.messages:  # what came is whole and in order
                 return answer.messages
             raise
-        if (last.headers or {}).get("Status") == NO_RESPONDERS:
+        headers = last.headers or {}
+        status = headers.get("Status")
+        if status == NO_RESPONDERS:
             raise BrokerUnavailable("the NATS cluster has no replica that answers now")
+        if status not in READ_ENDS:
+            raise BrokerUnavailable(f"{stream}: {status} {headers.get('Description', '')}")
         return answer.messages
 
     async def _on_answer(self, message: Msg) -> None:

@@ -324,7 +324,9 @@ class JetStreamEngine:
         await self._backlog.room()
 
     async def load_positions(self) -> Mapping[tuple[str, str], Mapping[int, int]]:
-        return {key: share.positions for key, share in (await self._shares.groups()).items()}
+        return {
+            key: share.positions for key, share in (await self._shares.groups(self._topics)).items()
+        }
 
     async def save_positions(self, topic: str, group: str, positions: Mapping[int, int]) -> None:
         raise AssertionError("positions are kept with the share of a group")
