@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -155,7 +156,7 @@ async def test_hostile_bytes_end_their_streams_only(server: BrokerServer) -> Non
         good = Producer(channel)
         await good.open(producer="good")
         for method in ("Publish", "Consume") * 5:
-            call = channel.stream_stream(f"/gputel.mq.v1.Broker/{method}")()
+            call: Any = channel.stream_stream(f"/gputel.mq.v1.Broker/{method}")()
             await call.write(b"\xff" + draw.randbytes(draw.randint(1, 400)))
             async with asyncio.timeout(10):
                 assert await call.code() is not grpc.StatusCode.OK

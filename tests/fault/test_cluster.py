@@ -23,11 +23,13 @@ from support.broker_process import broker_process
 from support.history import History, Store
 from support.nats_servers import NatsServers, running
 from support.proxy import Proxy
+from support.wire import Consumer, Producer, connected
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
-ROUND_S = 12.0
+ROUND_S = 20.0
 QUIET_S = 90.0
+MOVE_S = 20.0  # four of silence, and what a loaded machine takes
 
 
 class Mode(NamedTuple):
@@ -48,6 +50,15 @@ MODES = {
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
     with running(tmp_path_factory.mktemp("nats"), 3) as servers:
         yield servers
+
+
+def settings_for(servers: NatsServers, namespace: str) -> BrokerSettings:
+    """Of brokers over `servers`, with topics that nobody else uses."""
+    return BrokerSettings(
+        listen="127.0.0.1:0",
+        engine="jetstream",
+        jetstream=JetStreamSettings(servers=tuple(servers.urls), replicas=3, namespace=namespace),
+    )
 
 
 class Brokers:
@@ -98,7 +109,8 @@ class Brokers:
 async def kill_servers(servers: NatsServers, draw: random.Random) -> None:
     """Kill one server after the other, the next once all are well."""
     while True:
-        await asyncio.sleep(draw.uniform(0.5, 3))
+        # An election takes 4 to 10 s, in which nothing happens that could go wrong.
+        await asyncio.sleep(draw.uniform(1, 8))
         victim = draw.randrange(servers.count)
         servers.kill(victim)
         try:
@@ -112,11 +124,7 @@ async def live_through(servers: NatsServers, path: Path, seed: int, mode: Mode) 
     """One round; what happened in it, in words."""
     draw = random.Random(seed)
     history = History()
-    settings = BrokerSettings(
-        listen="127.0.0.1:0",
-        engine="jetstream",
-        jetstream=JetStreamSettings(servers=tuple(servers.urls), replicas=3, namespace=f"s{seed}"),
-    )
+    settings = settings_for(servers, f"s{seed}")
     brokers = Brokers(settings, path, draw, mode)
     store = Store(history)
 
@@ -191,3 +199,33 @@ def test_a_random_history_of_a_cluster_obeys_the_laws(
         print(f"{mode}: seed {seed}", flush=True)
         told = asyncio.run(live_through(servers, tmp_path, seed, MODES[mode]))
         print(f"{mode}: {told}", flush=True)
+
+
+async def test_a_killed_brokers_partitions_move_within_seconds(
+    servers: NatsServers, tmp_path: Path
+) -> None:
+    settings = settings_for(servers, f"k{random.randrange(2**32)}")
+    async with (
+        broker_process(settings, tmp_path) as (victim, a),
+        broker_process(settings, tmp_path) as (_, b),
+        connected(a) as to_a,
+        connected(b) as to_b,
+    ):
+        producer = Producer(to_b)
+        await producer.open()
+        await producer.send([(s, str(s), b"%d" % s) for s in range(1, 201)])
+        await producer.acked(200)
+        first, second = Consumer(to_a), Consumer(to_b)
+        await asyncio.gather(first.open(), second.open())
+        await asyncio.gather(first.assigned(2), second.assigned(2))
+        await asyncio.gather(first.credit(1000), second.credit(1000))
+        done = await first.deliveries(1)
+        await first.ack(done)
+        victim.kill()
+        killed = time.monotonic()
+        async with asyncio.timeout(MOVE_S):
+            await second.assigned(4)
+        print(f"moved after {time.monotonic() - killed:.1f} s")
+        while len({d.sequence for d in second.taken} | {d.sequence for d in done}) < 200:
+            await second.step()
+        assert all(d.payload == b"%d" % d.sequence for d in second.taken)

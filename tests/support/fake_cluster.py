@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from gputel.broker.engine.jetstream.cluster import Refused, Stored, StreamState
@@ -128,5 +129,4 @@ class FakeBucket:
     async def list(self, pattern: str, entries_max: int) -> dict[str, Any]:
         from gputel.broker.engine.jetstream.bucket import Entry
 
-        prefix = pattern.removesuffix("*")
-        return {k: Entry(*v) for k, v in self.values.items() if k.startswith(prefix) and v[1]}
+        return {k: Entry(*v) for k, v in self.values.items() if fnmatchcase(k, pattern) and v[1]}

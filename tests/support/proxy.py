@@ -41,6 +41,11 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def busy(self) -> bool:
+        """Does anybody use it?"""
+        return bool(self._writers)
+
     def cut(self) -> None:
         """End all connections without a word."""
         for writer in self._writers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.engine import Share
@@ -32,7 +32,7 @@ class Sharing:
     def listen(self, told: Callable[[str, str], None]) -> None:
         raise NotImplementedError
 
-    async def groups(self) -> Mapping[tuple[str, str], Share]:
+    async def groups(self, topics: Iterable[str]) -> Mapping[tuple[str, str], Share]:
         raise NotImplementedError
 
     async def seek(self, topic: str, group: str, positions: Mapping[int, int]) -> bool:

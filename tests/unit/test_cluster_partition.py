@@ -14,11 +14,13 @@ from gputel.broker.engine import Message, Record
 from gputel.broker.engine.jetstream import block
 from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.chart import Chart
+from gputel.broker.engine.jetstream.cluster import Stored
 from gputel.broker.engine.jetstream.marks import Marks
-from gputel.broker.engine.jetstream.partition import Blocks, Partition
+from gputel.broker.engine.jetstream.partition import Partition
+from gputel.broker.engine.jetstream.reader import Blocks
 from gputel.broker.engine.memory import Backlog
 from gputel.clock import SYSTEM_CLOCK, Clock, ManualClock
-from gputel.errors import LogCorrupt, ProducerFenced
+from gputel.errors import BrokerUnavailable, LogCorrupt, ProducerFenced
 from support.fake_cluster import FakeBucket, FakeCluster, FakeStream
 
 STREAM = "s"
@@ -220,6 +222,28 @@ async def test_damage_is_told_and_passed_by() -> None:
         await durable(partition, partition.append("p", 1, 4, b"k", b"x"))
         assert [record.sequence for record in await read_all(partition)] == [1, 3, 4]
         assert "without a sound" in partition.damage
+
+
+async def test_what_can_not_be_read_now_is_not_passed_by() -> None:
+    fake, bucket = cluster(), FakeBucket()
+    async with opened(fake, bucket) as partition:
+        for n in (1, 2, 3):
+            await durable(partition, partition.append("p", 1, n, b"k", b"x"))
+    async with opened(fake, bucket) as partition:
+        stream = fake.streams[STREAM]
+
+        async def read(*_: Any) -> list[Stored]:
+            return []
+
+        whole, fake.read = fake.read, read  # type: ignore[method-assign, assignment]
+        with pytest.raises(BrokerUnavailable, match="offset 0 can't be read now"):
+            await partition.read(0, 10, 1 << 20)
+        fake.read = whole  # type: ignore[method-assign]
+        assert len((await partition.read(0, 10, 1 << 20)).records) == 3
+        # An operator has emptied the stream: there is nothing to wait for.
+        stream.messages = []
+    async with opened(fake, bucket) as partition:
+        assert partition.first_offset == partition.next_offset >= 3
 
 
 async def publish(

@@ -143,6 +143,16 @@ def test_a_listener_on_all_addresses_is_reached_on_loopback(tmp_path: Path) -> N
             "message_queue.address",
             "3 addresses; --cluster starts 2 brokers",
         ),
+        (
+            {"BROKER__JETSTREAM__SERVERS": "nats://a:1"},
+            "broker.jetstream.servers",
+            "nats-servers of its own",
+        ),
+        (
+            {"BROKER__JETSTREAM__REPLICAS": "5"},
+            "broker.jetstream.replicas",
+            "5 copies; --cluster starts 3 servers; allowed: 1, 3",
+        ),
         ({"SINK__LISTEN": "127.0.0.1:65530"}, "sink.listen", "sink-2 would listen on port 65540"),
         (
             {"MESSAGE_QUEUE__ADDRESS": "localhost:1", "BROKER__LISTEN": "127.0.0.1:2"},

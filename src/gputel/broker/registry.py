@@ -21,6 +21,7 @@ from gputel.errors import GputelError
 log = logging.getLogger(__name__)
 
 RENEW_S: Final = 0.5
+LOOK_S: Final = 2.0  # how old may be what is told of groups that only other brokers serve
 
 
 class Registry:
@@ -31,6 +32,7 @@ class Registry:
         self._clock = clock
         self._leases: dict[tuple[str, str], _Lease] = {}
         self.groups: dict[tuple[str, str], Group] = {}
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Know the groups that the engine knows."""
@@ -38,6 +40,7 @@ class Registry:
         if sharing is not None:
             sharing.listen(self._told)
             await self.refresh()
+            self._looking = asyncio.create_task(self._look(), name="registry-look")
             return
         for (topic, name), positions in (await self._engine.load_positions()).items():
             if topic in self._engine.topics:
@@ -51,10 +54,14 @@ class Registry:
             held = sum(of == topic for of, _ in self.groups)
             if held >= limits.GROUPS_PER_TOPIC_MAX:
                 raise NoRoom(f"topic {topic!r} has {held} groups, the most it may have")
-            group = self.groups[topic, name] = Group(topic, name, partitions, {})
-            sharing = self._engine.sharing
-            if sharing is not None:
-                self._leases[topic, name] = _Lease(group, sharing, self._clock)
+            group = self._make(topic, name, partitions)
+        return group
+
+    def _make(self, topic: str, name: str, partitions: int) -> Group:
+        group = self.groups[topic, name] = Group(topic, name, partitions, {})
+        sharing = self._engine.sharing
+        if sharing is not None:
+            self._leases[topic, name] = _Lease(group, sharing, self._clock)
         return group
 
     async def refresh(self) -> None:
@@ -62,10 +69,12 @@ class Registry:
         sharing = self._engine.sharing
         if sharing is None:
             return
-        for (topic, name), share in (await sharing.groups()).items():
-            if topic in self._engine.topics:
-                partitions = len(self._engine.topics[topic].partitions)
-                self.open(topic, name, partitions).look(share.positions, share.members_elsewhere)
+        topics = dict(self._engine.topics)
+        for (topic, name), share in (await sharing.groups(topics)).items():
+            group = self.groups.get((topic, name))
+            if group is None:
+                group = self._make(topic, name, len(topics[topic].partitions))
+            group.look(share.positions, share.members_elsewhere)
 
     def tick(self, now_ns: int) -> None:
         """See `Group.tick`."""
@@ -102,9 +111,22 @@ class Registry:
 
     async def stop(self) -> None:
         """Save the positions, and leave the partitions to others."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+            self._looking = None
         if self._leases:
             await asyncio.gather(*(lease.stop() for lease in self._leases.values()))
         await self.save()
+
+    async def _look(self) -> None:
+        """Groups whose members are all elsewhere move too: their lag shall not seem to grow."""
+        while True:
+            await self._clock.sleep(LOOK_S)
+            try:
+                await self.refresh()
+            except (GputelError, OSError) as error:
+                log.debug("groups are looked at again later: %s", error)
 
     def _told(self, topic: str, name: str) -> None:
         lease = self._leases.get((topic, name))

@@ -16,8 +16,10 @@ SERVICE: Final = "gputel.mq.v1.Broker"
 OPEN_TIMEOUT_S: Final = 5.0
 UNARY_TIMEOUT_S: Final = 5.0
 
-# A peer that vanished without a word is noticed after 5 + 3 s; a broker that comes back is
-# found within a second.
+# A peer that vanished without a word is noticed after 5 + 3 s. The ping's own timeout says the
+# same: gRPC measures bandwidth with pings too, and while one of them is on its way (which was
+# sent just before the silence, when much is sent) it sends no other, for a minute by default.
+# A broker that comes back is found within a second.
 CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_send_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
@@ -25,6 +27,7 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.http2.lookahead_bytes", limits.BATCH_BYTES_MAX),
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 8_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -28,6 +28,7 @@ from gputel.services.nats import NatsServer, make_servers
 from gputel.services.postgres import PostgresPart
 from gputel.services.supervisor import Announcements, Plan
 
+CLUSTER_SERVERS: Final = 3
 CLUSTER_BROKERS: Final = 2
 CLUSTER_SINKS: Final = 2
 #: The second one of a kind listens so many ports higher than the first.
@@ -61,7 +62,9 @@ class Lineup:
     def __init__(self, config: Config, data_dir: Path, *, cluster: bool, ephemeral: bool) -> None:
         self.config = _free_ports(config) if ephemeral else config
         self.postgres = PostgresPart(data_dir) if config.database is None else None
-        self.nats: list[NatsServer] = make_servers(data_dir / "nats") if cluster else []
+        self.nats: list[NatsServer] = (
+            make_servers(data_dir / "nats", CLUSTER_SERVERS) if cluster else []
+        )
         queue = parse_addresses(config.message_queue.address)
         self.own_broker = is_loopback(queue[0].host)
         brokers = (CLUSTER_BROKERS if cluster else 1) if self.own_broker else 0
@@ -200,7 +203,14 @@ def _check_cluster(config: Config, queue: tuple[Address, ...], here: list[Addres
             f"{len(queue)} addresses; --cluster starts {CLUSTER_BROKERS} brokers",
             allowed=[f"one address (the second broker listens {PORT_STEP} ports higher)", "both"],
         )
-    if config.broker.jetstream.servers != Config().broker.jetstream.servers:
+    jetstream = config.broker.jetstream
+    if jetstream.replicas > CLUSTER_SERVERS:
+        raise ConfigError(
+            "broker.jetstream.replicas",
+            f"{jetstream.replicas} copies; --cluster starts {CLUSTER_SERVERS} servers",
+            allowed=["1", "3"],
+        )
+    if jetstream.servers != Config().broker.jetstream.servers:
         raise ConfigError(
             "broker.jetstream.servers", "--cluster starts nats-servers of its own; leave this out"
         )

@@ -40,7 +40,8 @@ PROGRAM: Final = "nats-server"
 LOG_BYTES_MAX: Final = 8 * limits.MIB
 LOG_TAIL_BYTES: Final = 16 * limits.KIB
 MEMORY_STORE_BYTES_MAX: Final = 256 * limits.MIB
-#: No bound of its own: streams have theirs, and reserve it here when they are made.
+#: No bound of its own (the default is a share of the disk's free space, in each of the servers
+#: that share it): the brokers keep partitions within their retention.
 FILE_STORE_BYTES_MAX: Final = 1024 * 1024 * limits.MIB
 HEALTH_TIMEOUT_S: Final = 2.0
 ANSWER_BYTES_MAX: Final = 4 * limits.MIB

@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,40 @@ async def test_one_that_takes_connections_and_says_nothing(
                 await put(publisher, 1)
                 await publisher.close()
                 assert await client.topics()
+
+
+async def test_one_that_falls_silent_is_left(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A quarter of the times that hold; the minute that gRPC takes by default is not among them.
+    quick = [
+        (name, value // 4 if "keepalive_time" in name or "ping_timeout" in name else value)
+        for name, value in transport.CHANNEL_OPTIONS
+    ]
+    monkeypatch.setattr(transport, "CHANNEL_OPTIONS", quick)
+    cluster.serve(0, 1, 2)
+
+    async def feed(publisher: Publisher) -> None:
+        for sequence in count(2):
+            await publisher.publish(sequence, "key", bytes(100))
+            await asyncio.sleep(0.005)
+
+    async with connected(cluster.address) as client, asyncio.timeout(DEADLINE_S):
+        publisher = await client.publisher("t", "p", 1)
+        await put(publisher, 1)
+        feeding = asyncio.create_task(feed(publisher))
+        while publisher.last_acked_sequence < 100:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        (used,) = [proxy for proxy in cluster.proxies if proxy.busy]
+        stalling = asyncio.create_task(used.stall(DEADLINE_S))
+        silent_from = publisher.last_acked_sequence
+        while publisher.last_acked_sequence < silent_from + 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert publisher.reconnects > 0
+        for task in (feeding, stalling):
+            task.cancel()
+        await asyncio.gather(feeding, stalling, return_exceptions=True)
+        await publisher.close()
 
 
 async def test_a_refusal_is_not_asked_for_again_elsewhere(cluster: Cluster) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import logging
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -99,3 +101,47 @@ def test_missing_packages_are_named_with_the_command_that_brings_them(
     monkeypatch.setattr(builtins, "__import__", without_nats)
     with pytest.raises(InputError, match=r"needs the package nats.*gputel\[cluster\]"):
         make_engine(settings("nats://127.0.0.1:1"), tmp_path)
+
+
+def certificate(directory: Path, name: str, *issuer: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key; signed by (certificate, key), or by itself."""
+    made, key = directory / f"{name}.pem", directory / f"{name}.key"
+    signed = ("-CA", str(issuer[0]), "-CAkey", str(issuer[1])) if issuer else ()
+    basic = "CA:FALSE" if issuer else "CA:TRUE"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "1", "-subj", f"/CN={name}", "-keyout", str(key)),
+            *("-out", str(made), "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-addext", f"basicConstraints=critical,{basic}", *signed),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    return made, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+async def test_servers_and_broker_show_each_other_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = certificate(tmp_path, "authority")
+    for_server = certificate(tmp_path, "server", *authority)
+    for_broker = certificate(tmp_path, "broker", *authority)
+    stranger, _ = certificate(tmp_path, "stranger")
+    tls = {
+        "cert_file": str(for_server[0]),
+        "key_file": str(for_server[1]),
+        "ca_file": str(authority[0]),
+        "verify": True,
+    }
+    shown = {"certificate_file": str(for_broker[0]), "key_file": str(for_broker[1])}
+    with running(tmp_path / "nats", 1, tls=tls) as servers:
+        url = servers.urls[0].replace("nats://", "tls://")
+        async with started(settings(url, ca_file=str(authority[0]), **shown)) as engine:
+            assert engine.cluster.connected
+        monkeypatch.setattr(cluster, "START_S", 1.5)
+        with pytest.raises(BrokerUnavailable, match="certificate verify failed"):
+            async with started(settings(url, ca_file=str(stranger), **shown)):
+                pass

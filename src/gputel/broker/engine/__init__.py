@@ -7,7 +7,7 @@ their saved positions. All methods are called on the event loop's thread, none b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from gputel.broker.engine.record import Record
@@ -196,8 +196,8 @@ class Sharing(Protocol):
         """Call `told(topic, group)` when another broker's turn concerns this one."""
         ...
 
-    async def groups(self) -> Mapping[tuple[str, str], Share]:
-        """All groups ever known, by (topic, group)."""
+    async def groups(self, topics: Iterable[str]) -> Mapping[tuple[str, str], Share]:
+        """All groups ever known of `topics`, by (topic, group)."""
         ...
 
     async def renew(

@@ -1,7 +1,7 @@
 """The NATS cluster as the engine uses it: a connection, JetStream's API, and what it answers.
 
-Errors are two: BrokerUnavailable, where nobody knows what has happened and trying again may
-help, and Refused, which is the server's own word.
+Errors are two: BrokerUnavailable, where nobody knows what has happened, and of its kind
+Refused, which is the server's own word. Trying again may help against both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 
 from gputel import limits
 from gputel.broker.settings import JetStreamSettings
-from gputel.errors import BrokerUnavailable, GputelError, InputError
+from gputel.errors import BrokerUnavailable, InputError
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ CREATE_S: Final = 10.0
 PING_S: Final = 2
 PENDING_BYTES: Final = 2 * limits.PENDING_BYTES_MAX
 NO_RESPONDERS: Final = "503"
+READ_ENDS: Final = frozenset({"204", "404"})  # all that was asked for, nothing
 #: JetStream's own error numbers.
 MESSAGE_NOT_FOUND: Final = 10037
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
@@ -45,7 +46,7 @@ NOT_ENABLED: Final = frozenset({10039, 10076})
 Handler = Callable[[Msg], Awaitable[None]]
 
 
-class Refused(GputelError):
+class Refused(BrokerUnavailable):
     """What a JetStream server answered instead of doing it."""
 
     def __init__(self, what: str, error: Mapping[str, Any]) -> None:
@@ -272,9 +273,9 @@ class Cluster:
         found = await self._read_batch(
             stream, {"seq": sequence, "batch": messages, "max_bytes": size_bytes}
         )
-        if found:
+        if found and found[0].sequence == sequence:
             return found
-        # A replica that lags knows it not yet; the leader does.
+        # Gone, or not at this replica: it may lag, or be damaged. The leader knows.
         return await self._read_one(stream, {"seq": sequence, "next_by_subj": subject})
 
     async def last_of_each(self, stream: str, subject: str, messages: int) -> list[Stored]:
@@ -306,8 +307,12 @@ class Cluster:
             if answer.messages:  # what came is whole and in order
                 return answer.messages
             raise
-        if (last.headers or {}).get("Status") == NO_RESPONDERS:
+        headers = last.headers or {}
+        status = headers.get("Status")
+        if status == NO_RESPONDERS:
             raise BrokerUnavailable("the NATS cluster has no replica that answers now")
+        if status not in READ_ENDS:
+            raise BrokerUnavailable(f"{stream}: {status} {headers.get('Description', '')}")
         return answer.messages
 
     async def _on_answer(self, message: Msg) -> None:

@@ -28,7 +28,8 @@ from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.bucket import Bucket
 from gputel.broker.engine.jetstream.cluster import NOT_ENABLED, Cluster, Refused
 from gputel.broker.engine.jetstream.marks import Marks
-from gputel.broker.engine.jetstream.partition import STORED_BYTES, Blocks, Partition
+from gputel.broker.engine.jetstream.partition import STORED_BYTES, Partition
+from gputel.broker.engine.jetstream.reader import Blocks
 from gputel.broker.engine.jetstream.shares import Shares
 from gputel.broker.engine.memory import Backlog
 from gputel.broker.settings import BrokerSettings
@@ -152,6 +153,8 @@ class JetStreamEngine:
         while True:
             try:
                 return await step()
+            except Refused:
+                raise
             except BrokerUnavailable as error:
                 if self._clock.monotonic_ns() >= deadline_ns:
                     raise BrokerUnavailable(
@@ -170,7 +173,7 @@ class JetStreamEngine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await asyncio.gather(*map(_until_idle, partitions))
-                with contextlib.suppress(BrokerUnavailable, Refused):
+                with contextlib.suppress(BrokerUnavailable):
                     await asyncio.gather(*(of.save_marks() for of in partitions if not of.failure))
         await asyncio.gather(*(partition.close() for partition in partitions))
         await self.cluster.close()
@@ -187,10 +190,7 @@ class JetStreamEngine:
             topic = self._topics.get(name)
             if topic is not None:
                 return topic
-            try:
-                return await self._open(name, await self._facts(name))
-            except Refused as refused:
-                raise _as_input(refused) from None
+            return await self._open(name, await self._facts(name))
 
     async def find_topic(self, name: str) -> Topic | None:
         topic = self._topics.get(name)
@@ -324,7 +324,9 @@ class JetStreamEngine:
         await self._backlog.room()
 
     async def load_positions(self) -> Mapping[tuple[str, str], Mapping[int, int]]:
-        return {key: share.positions for key, share in (await self._shares.groups()).items()}
+        return {
+            key: share.positions for key, share in (await self._shares.groups(self._topics)).items()
+        }
 
     async def save_positions(self, topic: str, group: str, positions: Mapping[int, int]) -> None:
         raise AssertionError("positions are kept with the share of a group")
@@ -364,7 +366,7 @@ class JetStreamEngine:
                 if partition.watched or round_ % TEND_ALL_EVERY == 0:
                     try:
                         await partition.tend(self._settings.retention_bytes, after_ns)
-                    except (BrokerUnavailable, Refused) as error:
+                    except BrokerUnavailable as error:
                         log.debug("partition %s: %s", partition.name, error)
 
 

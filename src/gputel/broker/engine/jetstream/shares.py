@@ -8,14 +8,16 @@ has one owner at a time.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 from nats.aio.msg import Msg
 
+from gputel import limits
 from gputel.broker.engine import Share
 from gputel.broker.engine.jetstream.book import Page, Turn, take_turn
 from gputel.broker.engine.jetstream.bucket import Bucket
@@ -26,7 +28,9 @@ BEAT_NS: Final = 1 * NS_PER_S
 HOLD_NS: Final = 3 * NS_PER_S
 EVICT_NS: Final = 4 * NS_PER_S
 LOOK_NS: Final = 1 * NS_PER_S  # the most that one look adds to a silence
-GROUPS_MAX: Final = 65_536
+GROUPS_MAX: Final = 1024
+
+assert limits.GROUPS_PER_TOPIC_MAX < GROUPS_MAX
 
 assert BEAT_NS < HOLD_NS < EVICT_NS
 
@@ -64,8 +68,11 @@ class Shares:
     def listen(self, told: Callable[[str, str], None]) -> None:
         self._told = told
 
-    async def groups(self) -> Mapping[tuple[str, str], Share]:
-        entries = await self._bucket.list("group.*.*", GROUPS_MAX)
+    async def groups(self, topics: Iterable[str]) -> Mapping[tuple[str, str], Share]:
+        # One question a topic: the servers answer with 1,024 keys at most.
+        patterns = [f"group.{_encode(topic)}.*" for topic in topics]
+        listed = await asyncio.gather(*(self._bucket.list(of, GROUPS_MAX) for of in patterns))
+        entries = {key: entry for found in listed for key, entry in found.items()}
         found = {}
         for key, entry in entries.items():
             _, topic, group = key.split(".")
@@ -162,7 +169,11 @@ class Shares:
 
 
 def _key(topic: str, group: str) -> str:
-    return f"group.{topic.replace('.', '=')}.{group.replace('.', '=')}"
+    return f"group.{_encode(topic)}.{_encode(group)}"
+
+
+def _encode(name: str) -> str:
+    return name.replace(".", "=")
 
 
 def _decode(word: str) -> str:

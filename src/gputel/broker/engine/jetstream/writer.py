@@ -213,6 +213,11 @@ class Writer:
             self._interrupted.set_result(None)
         self._wake.set()
 
+    def close(self) -> None:
+        """Wait for nothing any more; what is not durable was not acknowledged."""
+        for sent in self._in_flight:
+            sent.answer.cancel()
+
     # -- what the log tells ------------------------------------------------------------
 
     def folded(self, sequence: int, head: Head) -> None:
@@ -255,7 +260,7 @@ class Writer:
             sent = self._in_flight[0]
             try:
                 sequence = await asyncio.shield(sent.answer)
-            except (Refused, BrokerUnavailable) as error:
+            except BrokerUnavailable as error:
                 await self._mend(error)
                 continue
             if sequence != sent.sequence:
@@ -345,7 +350,7 @@ class Writer:
 
     # -- mending -----------------------------------------------------------------------
 
-    async def _mend(self, error: Refused | BrokerUnavailable) -> None:
+    async def _mend(self, error: BrokerUnavailable) -> None:
         """Find out what was stored, and put the rest in front of what waits."""
         self._broken = True
         lost_race = isinstance(error, Refused) and error.number in WRONG_LAST_SEQUENCE
@@ -372,24 +377,16 @@ class Writer:
         self._retry_s = min(self._retry_s * 2, RETRY_LAST_S)
 
     async def _try_catch_up(self, patience_s: float) -> bool:
-        """Learn where the log ends; a new leader's word cuts the wait for an old one's."""
         if self._interrupted.done():
             self._interrupted = asyncio.get_running_loop().create_future()
-        catching = asyncio.ensure_future(self._log.catch_up(patience_s))
         try:
-            both: set[asyncio.Future[None]] = {catching, self._interrupted}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if catching.done():
-                catching.result()
-                return True
-            self._retry_s = RETRY_FIRST_S
-        except (BrokerUnavailable, Refused) as failed:
+            await self._log.catch_up(patience_s)
+        except BrokerUnavailable as failed:
             self._tell(failed)
-        finally:
-            catching.cancel()
-        return False
+            return False
+        return True
 
-    def _tell(self, error: Refused | BrokerUnavailable) -> None:
+    def _tell(self, error: BrokerUnavailable) -> None:
         text = str(error)
         if text != self._refused:
             self._refused = text
