@@ -8,6 +8,8 @@ again when the catalog has changed: a new metric is a new column.
     gpu_latest         the last hot row of each GPU and set, by name
     gpu_minute         n, min, max, avg, sum by GPU, metric and minute, sealed or not
     gpu_hour           the same by hour
+
+Where the database has Citus, the tables are then distributed (see gputel.store.citus).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from gputel.catalog import METRIC_SETS, METRICS, SET_OF, MetricSet, Storage
 from gputel.errors import DatabaseUnavailable
+from gputel.store import citus
 
 if TYPE_CHECKING:
     from gputel.store.connection import Connection
@@ -39,14 +42,30 @@ SQL_TYPES: Final = {
 }
 
 # Bumped when what is made here changes its form.
-_GENERATION: Final = 3
+_GENERATION: Final = 4
 #: A migration may have to go through all that is stored.
 _MIGRATION_TIMEOUT_S: Final = 6 * 3600
+
+#: Citus copies these to every node, ...
+REFERENCE_TABLES: Final = ("gpu", "metric")
 
 
 def hot_table(metric_set: MetricSet) -> str:
     """The name of the hot table of a metric set."""
     return f"sample_hot_{metric_set.name}"
+
+
+#: ... and distributes these by gpu_id, which must be part of each of their keys.
+DISTRIBUTED_TABLES: Final = (
+    "gpu_seen",
+    *(hot_table(metric_set) for metric_set in METRIC_SETS),
+    "sample_chunk",
+    "rollup_1m",
+    "rollup_1h",
+    "rollup_1h_part",
+    "process_sample",
+    "event",
+)
 
 
 async def migrate(connection: Connection) -> None:
@@ -61,6 +80,9 @@ async def migrate(connection: Connection) -> None:
     try:
         await _apply_files(connection)
         await _sync_catalog(connection)
+        await citus.distribute(
+            connection, REFERENCE_TABLES, DISTRIBUTED_TABLES, _MIGRATION_TIMEOUT_S
+        )
     finally:
         if not connection.is_closed():
             await connection.execute("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, LOCK_MIGRATE)
@@ -154,11 +176,12 @@ def _latest_view() -> str:
         columns += [f"{alias}.{metric.name}" for metric in metric_set.metrics]
         joins.append(
             f"LEFT JOIN LATERAL (SELECT * FROM {hot_table(metric_set)} h "
-            f"WHERE h.gpu_id = g.gpu_id ORDER BY h.time DESC LIMIT 1) {alias} ON true"
+            f"WHERE h.gpu_id = s.gpu_id ORDER BY h.time DESC LIMIT 1) {alias} ON true"
         )
     return (
         "CREATE VIEW gpu_latest AS SELECT g.gpu_id, g.node, g.gpu_index, g.uuid, g.model, "
-        f"g.last_seen, {', '.join(columns)} FROM gpu g {' '.join(joins)}"
+        f"s.last_seen, {', '.join(columns)} "
+        f"FROM gpu_seen s JOIN gpu g USING (gpu_id) {' '.join(joins)}"
     )
 
 

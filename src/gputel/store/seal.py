@@ -21,7 +21,7 @@ from gputel import wire
 from gputel.batch import Batch
 from gputel.catalog import MetricSet
 from gputel.errors import FrameTooLarge
-from gputel.store import chunks, hot
+from gputel.store import chunks, citus, hot
 from gputel.store.chunks import Chunk
 from gputel.store.hot import Rows
 from gputel.store.merge import I64_MIN
@@ -56,6 +56,12 @@ WITH RECURSIVE found (gpu_id) AS (
 )
 SELECT gpu_id FROM found WHERE gpu_id IS NOT NULL LIMIT $2
 """
+# Citus knows no recursion over many shards: there, from one GPU that was ever seen to the next.
+_GPU_IDS_DISTRIBUTED: Final = """
+SELECT s.gpu_id FROM gpu_seen s CROSS JOIN LATERAL (
+    SELECT 1 FROM {table} h WHERE h.gpu_id = s.gpu_id LIMIT 1
+) AS h WHERE s.gpu_id > $1 ORDER BY s.gpu_id LIMIT $2
+"""
 
 
 @dataclass(slots=True)
@@ -82,8 +88,10 @@ async def seal_partition(
     after: int | None = I64_MIN
     try:
         async with store.session() as session:
+            distributed = await citus.installed(session)
+            next_gpu_ids = (_GPU_IDS_DISTRIBUTED if distributed else _GPU_IDS).format(table=name)
             while after is not None:
-                after = await _step(session, metric_set, name, after, done)
+                after = await _step(session, metric_set, name, next_gpu_ids, after, done)
             done.dropped = await drop_partition(session, name, only_empty=True)
     except CONTENDED as error:
         log.debug("sealing of %s is put off: %s", name, error)
@@ -96,14 +104,17 @@ async def seal_partition(
 
 
 async def _step(
-    session: Connection, metric_set: MetricSet, name: str, after: int, done: Sealed
+    session: Connection,
+    metric_set: MetricSet,
+    name: str,
+    next_gpu_ids: str,
+    after: int,
+    done: Sealed,
 ) -> int | None:
     """Seal some GPUs above `after`; returns the last one that is done, None at the end."""
     rows_read, items, whole = 0, list[tuple[int, Chunk]](), list[int]()
     async with session.transaction(isolation="repeatable_read"):
-        gpu_ids = [
-            row[0] for row in await session.fetch(_GPU_IDS.format(table=name), after, GPUS_A_STEP)
-        ]
+        gpu_ids = [row[0] for row in await session.fetch(next_gpu_ids, after, GPUS_A_STEP)]
         for gpu_id in gpu_ids:
             rows = await hot.read(
                 session,
