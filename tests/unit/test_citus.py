@@ -8,6 +8,8 @@ import asyncpg
 import pytest
 
 from gputel.errors import DatabaseUnavailable
+from gputel.services import doctor
+from gputel.services.collector_report import Samples
 from gputel.store import citus, schema
 from gputel.store.citus import Cluster
 
@@ -140,3 +142,12 @@ def test_what_others_are_colocated_with_comes_first() -> None:
     assert "colocate_with => 'none'" in first
     assert others
     assert all(f"=> '{schema.DISTRIBUTED_TABLES[0]}'" in statement for statement in others)
+
+
+def test_doctor_says_over_how_many_nodes() -> None:
+    (check,) = doctor._store({"sink": Samples("gputel_store_workers 2.0\n")})
+    assert (check.well, check.finding) == (True, "distributed by Citus over 2 nodes")
+    (check,) = doctor._store({"sink": Samples("gputel_store_workers 0.0\n")})
+    assert check.finding == "one PostgreSQL"
+    assert doctor._store({"sink": Samples("gputel_sink_frames_total 1\n")}) == []
+    assert doctor._store({}) == []

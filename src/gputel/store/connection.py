@@ -46,6 +46,11 @@ class Store:
         self.cluster = cluster
         self._pool = pool
 
+    @property
+    def workers(self) -> int:
+        """Over how many nodes Citus distributes the tables; 0: plain PostgreSQL."""
+        return self.cluster.workers if self.cluster else 0
+
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncGenerator[Connection]:
         """A session from the pool; whatever says that the server is away, refuses us or
