@@ -112,11 +112,14 @@ async def empty(store: Store, gpus: int) -> None:
     async with store.session() as session:
         for (name,) in await session.fetch("SELECT name FROM store_partition"):
             await session.execute(f"DROP TABLE {name}")
-        await session.execute("TRUNCATE store_partition, rollup_1h_part, gpu RESTART IDENTITY")
         await session.execute(
-            "INSERT INTO gpu (uuid, node, gpu_index, first_seen, last_seen) "
-            f"SELECT 'GPU-' || i, 'n', i, now(), now() FROM generate_series(1, {gpus}) AS i"
+            "TRUNCATE store_partition, rollup_1h_part, gpu, gpu_seen RESTART IDENTITY"
         )
+        await session.execute(
+            "INSERT INTO gpu (uuid, node, gpu_index, first_seen) "
+            f"SELECT 'GPU-' || i, 'n', i, now() FROM generate_series(1, {gpus}) AS i"
+        )
+        await session.execute("INSERT INTO gpu_seen SELECT gpu_id, now() FROM gpu")
 
 
 async def load(store: Store, batches: Sequence[Batch], gpus: int) -> None:

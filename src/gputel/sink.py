@@ -173,6 +173,11 @@ class Sink:
             "Steps of maintenance put off because others would have waited",
             lambda: counts.postponed,
         )
+        telemetry.observe_gauge(
+            "gputel_store_workers",
+            "Nodes over which Citus distributes the tables; 0: plain PostgreSQL",
+            lambda: self.store.workers,
+        )
         health.ready("database", lambda: self.problem)
         health.ready("broker", self._broker_problem)
 

@@ -30,6 +30,7 @@ async def test_every_metric_has_a_column_of_its_type(store: Store) -> None:
             assert columns[metric.name] == schema.SQL_TYPES[metric.storage].split("(")[0]
 
 
+@pytest.mark.usefixtures("plain")
 async def test_migration_is_idempotent_and_concurrent(store: Store) -> None:
     async with store.session() as session:
         await session.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
@@ -52,6 +53,7 @@ async def test_a_new_metric_becomes_a_column(store: Store) -> None:
     assert "power_watts" in await columns_of(store, "gpu_latest")
 
 
+@pytest.mark.usefixtures("plain")
 async def test_minutes_stored_a_row_a_metric_become_arrays(store: Store) -> None:
     _, _, first = schema.migrations()[0]
     day = "2025-10-09 00:00+00", "2025-10-10 00:00+00"
@@ -152,3 +154,37 @@ async def test_not_enough_rights(postgres: DatabaseSettings) -> None:
             await connected.migrate(StoreSettings())
     finally:
         await connected.close()
+
+
+async def test_every_key_of_a_distributed_table_holds_gpu_id(store: Store) -> None:
+    """Citus refuses others, and a foreign key or a trigger would be checked by no node."""
+    async with store.session() as session:
+        without = await session.fetch(
+            "SELECT t.relname, i.indexrelid::regclass::text FROM pg_index i "
+            "JOIN pg_class t ON t.oid = i.indrelid WHERE t.relname = ANY($1) AND i.indisunique "
+            "AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t.oid "
+            "AND a.attname = 'gpu_id' AND a.attnum = ANY(i.indkey::smallint[]))",
+            list(schema.DISTRIBUTED_TABLES),
+        )
+        foreign = await session.fetch(
+            "SELECT conname FROM pg_constraint WHERE contype = 'f' "
+            "AND connamespace = 'public'::regnamespace"
+        )
+        triggers = await session.fetch(
+            "SELECT tgname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
+            "WHERE NOT tgisinternal AND relnamespace = 'public'::regnamespace"
+        )
+    assert without == []
+    assert foreign == []
+    assert triggers == []
+
+
+async def test_every_table_of_a_gpu_is_distributed(store: Store) -> None:
+    async with store.session() as session:
+        found = await session.fetch(
+            "SELECT relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
+            "AND attname = 'gpu_id' AND atttypid = 'bigint'::regtype AND attnotnull "
+            "WHERE relkind IN ('r', 'p') AND NOT relispartition "
+            "AND relnamespace = 'public'::regnamespace"
+        )
+    assert {row[0] for row in found} - {"gpu"} == set(schema.DISTRIBUTED_TABLES)

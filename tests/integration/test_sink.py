@@ -20,7 +20,7 @@ from gputel.observe import Health, Telemetry
 from gputel.sink import Sink
 from gputel.store import Store
 from gputel.store.settings import DatabaseSettings, StoreSettings
-from support.sinking import TOPIC, check, publish, until
+from support.sinking import DEADLINE_S, TOPIC, check, publish, until
 
 if TYPE_CHECKING:
     from support.database import Producer
@@ -67,7 +67,7 @@ class Running:
     async def end(self) -> None:
         """As told by its service."""
         self.stop.set()
-        await asyncio.wait_for(self.task, 15)
+        await asyncio.wait_for(self.task, DEADLINE_S)
         self.telemetry.close()
 
     async def break_off(self) -> None:
@@ -77,7 +77,7 @@ class Running:
         self.telemetry.close()
 
 
-async def stored(store: Store, frames: int, timeout_s: float = 20) -> None:
+async def stored(store: Store, frames: int, timeout_s: float = DEADLINE_S) -> None:
     """Wait until so many messages are behind the offsets."""
 
     async def reached() -> bool:

@@ -253,8 +253,9 @@ NOTHING = [
 async def test_what_can_not_be_asked(store: Store) -> None:
     async with store.session() as session:
         await session.execute(
-            "INSERT INTO gpu (uuid, node, gpu_index, first_seen, last_seen) "
-            "VALUES ('GPU-1', 'node-a', 0, now(), now())"
+            "WITH seen AS (INSERT INTO gpu (uuid, node, gpu_index, first_seen) "
+            "VALUES ('GPU-1', 'node-a', 0, now()) RETURNING gpu_id) "
+            "INSERT INTO gpu_seen (gpu_id, last_seen) SELECT gpu_id, now() FROM seen"
         )
         for call, text, hint in REFUSED:
             with pytest.raises(asyncpg.PostgresError) as refused:

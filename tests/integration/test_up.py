@@ -82,6 +82,7 @@ def test_doctor_sees_it(pipeline: Any, run_gputel: Callable[..., Any]) -> None:
     for name in ("pipeline", "broker", "api", "collector", "lag", "end to end", "spool"):
         assert checks[name]["well"], checks[name]
     assert {"losses", "cadence fast", "cadence slow"} <= set(checks)
+    assert checks["store"]["finding"] == "one PostgreSQL"
     collector = json.loads(done.stdout)["collector"]
     assert collector["url"] == pipeline.ready["collector"]
     assert {row["cadence"] for row in collector["cadences"]} >= {"fast", "medium", "slow"}

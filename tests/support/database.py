@@ -1,12 +1,14 @@
 """Fixtures that several kinds of tests share.
 
 One PostgreSQL for all, a database for each; and frames as a collector would publish them,
-with an account of what must be found of them.
+with an account of what must be found of them. With GPUTEL_TEST_CITUS the databases of `store`
+are those of a Citus cluster instead (see support.citus).
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 import uuid
@@ -28,6 +30,8 @@ from gputel.store import Store
 from gputel.store.embedded import EmbeddedPostgres
 from gputel.store.frames import Message
 from gputel.store.settings import DatabaseSettings, StoreSettings
+from support import citus
+from support.citus import CitusCluster
 
 TEMPLATE = "gputel_template"
 
@@ -77,23 +81,47 @@ def postgres(_server: tuple[EmbeddedPostgres, DatabaseSettings]) -> DatabaseSett
     return _server[1]
 
 
+@pytest.fixture(scope="session")
+def _cluster() -> Generator[CitusCluster | None]:
+    binaries = os.environ.get(citus.VARIABLE)
+    if not binaries:
+        yield None
+        return
+    cluster = CitusCluster(Path(binaries))
+    try:
+        asyncio.run(cluster.start())
+        yield cluster
+    finally:
+        asyncio.run(cluster.stop())
+
+
 @pytest.fixture
-def as_admin(
-    _server: tuple[EmbeddedPostgres, DatabaseSettings],
-) -> Callable[..., Awaitable[None]]:
-    """Runs statements as the superuser."""
+def cluster(_cluster: CitusCluster | None) -> CitusCluster:
+    """A Citus cluster, where there is one."""
+    if _cluster is None:
+        pytest.skip(f"{citus.VARIABLE} does not name the bin directory of a PostgreSQL with Citus")
+    return _cluster
 
-    async def execute(*statements: str) -> None:
-        await admin_execute(_server[0].admin, *statements)
 
-    return execute
+@pytest.fixture
+def plain(_cluster: CitusCluster | None) -> None:
+    """For a test that takes its database apart, which would take the extension with it."""
+    if _cluster is not None:
+        pytest.skip("only on plain PostgreSQL")
 
 
 @pytest.fixture
 async def database(
-    _server: tuple[EmbeddedPostgres, DatabaseSettings],
+    _server: tuple[EmbeddedPostgres, DatabaseSettings], _cluster: CitusCluster | None
 ) -> AsyncGenerator[DatabaseSettings]:
     """A migrated database of this test's own."""
+    if _cluster is not None:
+        distributed = await _cluster.create_migrated()
+        try:
+            yield distributed
+        finally:
+            await _cluster.drop(distributed.dbname)
+        return
     server, settings = _server
     name = f"test_{uuid.uuid4().hex}"
     await admin_execute(
@@ -103,6 +131,19 @@ async def database(
         yield msgspec.structs.replace(settings, dbname=name)
     finally:
         await admin_execute(server.admin, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def as_admin(
+    _server: tuple[EmbeddedPostgres, DatabaseSettings], _cluster: CitusCluster | None
+) -> Callable[..., Awaitable[None]]:
+    """Runs statements as the superuser of the server that `database` is on."""
+    admin = _server[0].admin if _cluster is None else _cluster.admin
+
+    async def execute(*statements: str) -> None:
+        await admin_execute(admin, *statements)
+
+    return execute
 
 
 @pytest.fixture

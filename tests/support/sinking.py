@@ -19,6 +19,8 @@ START_NS = 1_760_000_000_000_000_000
 MS = 1_000_000
 FAST = SET_BY_CADENCE[Cadence.FAST].metrics
 TOPIC = "telemetry"
+#: Of a distributed store on a busy machine, too.
+DEADLINE_S = 60
 
 
 async def publish(client: BrokerClient, producer: Producer, first: int, n: int) -> None:
@@ -26,11 +28,11 @@ async def publish(client: BrokerClient, producer: Producer, first: int, n: int) 
     for i in range(first, first + n):
         frame = producer.frame([START_NS + i * 100 * MS])
         await publisher.publish(frame.sequence, producer.node, wire.encode_frame(frame))
-    assert await publisher.flush(20)
+    assert await publisher.flush(DEADLINE_S)
     await publisher.close()
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = DEADLINE_S) -> None:
     async with asyncio.timeout(timeout_s):
         while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

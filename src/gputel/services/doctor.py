@@ -40,6 +40,8 @@ TIMEOUT_S: Final = 3.0
 ANSWER_BYTES_MAX: Final = 8 * MIB
 FRESH_S: Final = 30.0
 LAG_FRAMES_MAX: Final = 10_000
+#: A line of the sink's /metrics.
+STORE_WORKERS_METRIC: Final = "gputel_store_workers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ async def examine(config: Config) -> Examination:
     said = await asyncio.to_thread(_said, {name: url for name, url in urls.items() if url})
     if said:
         checks.append(losses(said))
+    checks += _store(said)
     if "collector" not in said:
         return Examination(checks)
     collector = report(urls["collector"], said["collector"])
@@ -121,6 +124,15 @@ def _said(urls: dict[str, str]) -> dict[str, Samples]:
             if status == http.client.OK:
                 found[name] = Samples(body.decode(errors="replace"))
     return found
+
+
+def _store(said: dict[str, Samples]) -> list[Check]:
+    """Whether the tables are distributed, as far as a sink says."""
+    if "sink" not in said or STORE_WORKERS_METRIC not in said["sink"]:
+        return []
+    workers = int(said["sink"].one(STORE_WORKERS_METRIC))
+    finding = f"distributed by Citus over {workers} nodes" if workers else "one PostgreSQL"
+    return [Check("store", True, finding, "")]
 
 
 def _python() -> Check:

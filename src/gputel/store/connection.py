@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import asyncpg
 
 from gputel.errors import DatabaseUnavailable
-from gputel.store import schema
+from gputel.store import citus, schema
 from gputel.store.settings import DatabaseSettings, StoreSettings
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -35,9 +35,21 @@ else:
 class Store:
     """A pool of sessions on one database. Made by `connect`."""
 
-    def __init__(self, settings: DatabaseSettings, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        pool: asyncpg.Pool[asyncpg.Record],
+        cluster: citus.Cluster | None = None,
+    ) -> None:
         self.settings = settings
+        #: What the database was part of when it was connected to; None: plain PostgreSQL.
+        self.cluster = cluster
         self._pool = pool
+
+    @property
+    def workers(self) -> int:
+        """Over how many nodes Citus distributes the tables; 0: plain PostgreSQL."""
+        return self.cluster.workers if self.cluster else 0
 
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncGenerator[Connection]:
@@ -54,7 +66,7 @@ class Store:
 
     async def dedicated(self) -> Connection:
         """A session outside the pool, for locks that live as long as it; the caller closes it."""
-        return await _open(self.settings)
+        return await _open(self.settings, self.cluster)
 
     async def migrate(self, settings: StoreSettings) -> None:
         """Bring the schema up to date; safe with several processes at once."""
@@ -85,15 +97,19 @@ async def connect(settings: DatabaseSettings, *, size_max: int = POOL_SIZE_DEFAU
     server was away.
     """
     first = await _open(settings)
-    await _close(first)
+    try:
+        with translated(settings):
+            cluster = await citus.find(first)
+    finally:
+        await _close(first)
     with translated(settings):
         pool = await asyncpg.create_pool(
-            **_arguments(settings),
+            **_arguments(settings, cluster),
             min_size=0,
             max_size=size_max,
             max_inactive_connection_lifetime=60,
         )
-    return Store(settings, pool)
+    return Store(settings, pool, cluster)
 
 
 @contextlib.contextmanager
@@ -216,7 +232,7 @@ def _explanation(error: BaseException, settings: DatabaseSettings) -> tuple[str,
     return "", ""
 
 
-def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
+def _arguments(settings: DatabaseSettings, cluster: citus.Cluster | None) -> dict[str, Any]:
     return {
         "host": settings.host,
         "port": settings.port,
@@ -235,13 +251,14 @@ def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
             "tcp_keepalives_count": "2",
             # Nor one that is gone while its statement waits for another's lock.
             "client_connection_check_interval": "1s",
+            **(citus.SESSION if cluster else {}),
         },
     }
 
 
-async def _open(settings: DatabaseSettings) -> Connection:
+async def _open(settings: DatabaseSettings, cluster: citus.Cluster | None = None) -> Connection:
     with _opening(settings):
-        connection: Connection = await asyncpg.connect(**_arguments(settings))
+        connection: Connection = await asyncpg.connect(**_arguments(settings, cluster))
         return connection
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Final
 
+import asyncpg
+
 from gputel.limits import KIB
+from gputel.store import citus
 
 if TYPE_CHECKING:
     from gputel.kernels import CopyStream
@@ -41,16 +44,24 @@ async def copy_in(
     if skip_present:
         target = "incoming"
         await connection.execute(f"CREATE TEMPORARY TABLE incoming (LIKE {table}) ON COMMIT DROP")
-    await connection.copy_to_table(
-        target,
-        source=_slices(stream.finish()),  # type: ignore[arg-type]  # any buffers will do
-        columns=list(columns),
-        format="binary",
-    )
+    try:
+        await connection.copy_to_table(
+            target,
+            source=_slices(stream.finish()),  # type: ignore[arg-type]  # any buffers will do
+            columns=list(columns),
+            format="binary",
+        )
+    except asyncpg.InternalServerError as error:
+        told = citus.error_of_copy(error)
+        if told is None:
+            raise
+        raise told from error
     if not skip_present:
         return stream.rows
-    done = await connection.execute(
-        f"INSERT INTO {table} SELECT * FROM incoming ON CONFLICT DO NOTHING"
+    # Counted this way: an INSERT ... SELECT into a table of Citus says how many it was offered.
+    new: int = await connection.fetchval(
+        f"WITH new AS (INSERT INTO {table} SELECT * FROM incoming ON CONFLICT DO NOTHING "
+        "RETURNING 1) SELECT count(*) FROM new"
     )
     await connection.execute("DROP TABLE incoming")
-    return int(done.rsplit(" ", 1)[1])
+    return new

@@ -15,15 +15,14 @@ from gputel.store.times import TIME_MAX_NS, to_datetime, to_ns
 if TYPE_CHECKING:
     from gputel.store.connection import Connection
 
-# A number names a GPU of this store, hence its UUID in its node; other text is a UUID.
+# A number names a GPU of this store, other text is a UUID.
 _READ: Final = """
-SELECT event_id, time, node, gpu_uuid, kind, code, message FROM event e
+SELECT event_id, time, node, gpu_uuid, kind, code, message FROM event
 WHERE time >= $1 AND time < $2
   AND ($3::text[] IS NULL OR kind = ANY($3))
   AND ($4::text IS NULL OR node = $4)
   AND ($5::text IS NULL OR gpu_uuid = $5)
-  AND ($6::bigint IS NULL OR EXISTS (
-        SELECT 1 FROM gpu g WHERE g.gpu_id = $6 AND g.uuid = e.gpu_uuid AND g.node = e.node))
+  AND ($6::bigint IS NULL OR gpu_id = $6)
   AND (time, event_id) < ($7, $8)
 ORDER BY time DESC, event_id DESC LIMIT $9
 """

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 PARTS_A_STEP: Final = 4096
 
 _DUE: Final = """
-SELECT ctid, hour FROM rollup_1h_part WHERE hour < $1 ORDER BY gpu_id, hour LIMIT $2
+SELECT gpu_id, hour FROM rollup_1h_part WHERE hour < $1 ORDER BY gpu_id, hour LIMIT $2
 """
 
 # The parts that the row was made of are not there any more, so nothing is counted twice.
 _FOLD: Final = """
 WITH part AS (
-    DELETE FROM rollup_1h_part WHERE ctid = ANY($1)
-    RETURNING gpu_id, hour, metric_ids, n::bigint[], min, max, sum
+    DELETE FROM rollup_1h_part p USING unnest($1::bigint[], $2::timestamptz[]) AS d (gpu_id, hour)
+    WHERE p.gpu_id = d.gpu_id AND p.hour = d.hour
+    RETURNING p.gpu_id, p.hour, p.metric_ids, p.n::bigint[], p.min, p.max, p.sum
 ), present AS (
     DELETE FROM rollup_1h r USING (SELECT DISTINCT gpu_id, hour FROM part) AS p
     WHERE r.gpu_id = p.gpu_id AND r.hour = p.hour
@@ -67,9 +68,11 @@ async def _step(session: Connection, partitions: Partitions, before: datetime) -
     due = await session.fetch(_DUE, before, PARTS_A_STEP)
     if not due:
         return 0
+    # Of the last hour there may be more.
+    whole = sorted({(gpu_id, hour) for gpu_id, hour in due})
     # In its own transaction, before the snapshot that must see the partitions.
-    hours = np.array(sorted({to_ns(hour) for _, hour in due}), np.int64)
+    hours = np.array(sorted({to_ns(hour) for _, hour in whole}), np.int64)
     await partitions.ensure({"rollup_1h": [hours]})
     async with session.transaction(isolation="repeatable_read"):
-        await session.execute(_FOLD, [place for place, _ in due])
+        await session.execute(_FOLD, [gpu_id for gpu_id, _ in whole], [hour for _, hour in whole])
     return len(due)

@@ -244,12 +244,16 @@ def _ids_of(set_id: int, bits: int) -> frozenset[int]:
 def _with_others(
     seen: dict[Identity, Seen], frame: wire.Frame, now_ns: int
 ) -> dict[Identity, Seen]:
-    """`seen` with the GPUs that only processes or the inventory name."""
+    """`seen` with the GPUs that only processes, events or the inventory name."""
     for sample in frame.processes:
         identity = (sample.gpu_uuid, frame.node)
         of_sample = Seen(sample.time_ns, sample.time_ns)
         before = seen.get(identity)
         seen[identity] = before.joined(of_sample) if before else of_sample
+    for event in frame.events:
+        if event.gpu_uuid:
+            of_event = Seen(event.time_ns, event.time_ns)
+            seen.setdefault((event.gpu_uuid, frame.node), of_event)
     # A GPU that only the inventory names was seen when the frame was sealed.
     sealed_ns = frame.sealed_at_ns
     if span_problem(sealed_ns, sealed_ns, now_ns) is not None:

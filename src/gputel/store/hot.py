@@ -147,17 +147,29 @@ async def write(
 
 
 async def keep_newest(
-    connection: Connection, metric_set: MetricSet, table: str, gpu_ids: Sequence[int]
+    connection: Connection,
+    metric_set: MetricSet,
+    table: str,
+    gpu_ids: Sequence[int],
+    *,
+    distributed: bool,
 ) -> None:
     """Keep the newest row of each GPU in `table`, where none is kept yet that is newer."""
     names, _ = layout(metric_set)
     fields = ", ".join(names)
     found, new = (", ".join(f"{row}.{name}" for name in names) for row in ("n", "excluded"))
-    await connection.execute(
-        f"INSERT INTO {schema.newest_table(metric_set)} AS k ({fields}) "
-        f"SELECT {found} FROM unnest($1::bigint[]) AS w (gpu_id) "
+    # Each GPU by one look into the index; but Citus lets no join begin with anything but shards.
+    newest = (
+        f"(SELECT DISTINCT ON (gpu_id) * FROM {table} WHERE gpu_id = ANY($1::bigint[]) "
+        "ORDER BY gpu_id, time DESC, epoch DESC, sequence DESC) AS n "
+        if distributed
+        else "unnest($1::bigint[]) AS w (gpu_id) "
         f"CROSS JOIN LATERAL (SELECT * FROM {table} t WHERE t.gpu_id = w.gpu_id "
         "ORDER BY t.time DESC, t.epoch DESC, t.sequence DESC LIMIT 1) AS n "
+    )
+    await connection.execute(
+        f"INSERT INTO {schema.newest_table(metric_set)} AS k ({fields}) "
+        f"SELECT {found} FROM {newest}"
         f"ON CONFLICT (gpu_id) DO UPDATE SET ({fields}) = ROW ({new}) "
         "WHERE (excluded.time, excluded.epoch, excluded.sequence) > (k.time, k.epoch, k.sequence)",
         gpu_ids,

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX: Final = 5
 REASON_CHARACTERS_MAX: Final = 1000
+#: event.gpu_id of what happened to the collector itself.
+NO_GPU: Final = 0
 #: A transaction ends with the message that reaches this, so that what is decoded stays bounded.
 TRANSACTION_CELLS: Final = 2 * MIB
 
@@ -139,6 +141,9 @@ class Ingest:
                 # A partition was sealed or dropped since we looked, or while we waited for
                 # its lock ("could not open relation", an internal error to PostgreSQL).
                 self._partitions.forget()
+                # Or a worker's COPY found rows that are there already, and we don't know its words.
+                if self._store.cluster and isinstance(error, asyncpg.InternalServerError):
+                    skip_present = True
                 if attempt == ATTEMPTS_MAX:
                     if isinstance(error, asyncpg.CheckViolationError):
                         return _reason(error)
@@ -171,7 +176,7 @@ class Ingest:
                 known = await self._ids.write(session, frames.sightings(contents))
                 ids = {identity: entry.gpu_id for identity, entry in known.items()}
                 done = await _write_samples(session, contents, ids, skip_present=skip_present)
-                await _write_events(session, contents)
+                await _write_events(session, contents, ids)
                 done.processes = await _write_processes(session, contents, ids)
                 poison = [item for item in fresh if isinstance(item, Poison)]
                 await _write_dead_letters(session, claim, poison)
@@ -305,9 +310,12 @@ async def _write_samples(
     return done
 
 
-async def _write_events(session: Connection, contents: Sequence[Content]) -> None:
+async def _write_events(
+    session: Connection, contents: Sequence[Content], ids: Mapping[Identity, int]
+) -> None:
     rows = [
         (
+            ids.get((event.gpu_uuid, content.node), NO_GPU),
             to_datetime(event.time_ns),
             content.node,
             event.gpu_uuid,
@@ -319,10 +327,11 @@ async def _write_events(session: Connection, contents: Sequence[Content]) -> Non
         for event in content.events
     ]
     if rows:
-        await session.executemany(
-            "INSERT INTO event (time, node, gpu_uuid, kind, code, message) "
-            "VALUES ($1, $2, $3, $4, $5, $6)",
-            rows,
+        await session.execute(
+            "INSERT INTO event (gpu_id, time, node, gpu_uuid, kind, code, message) "
+            "SELECT * FROM unnest($1::bigint[], $2::timestamptz[], $3::text[], $4::text[], "
+            "$5::text[], $6::bigint[], $7::text[])",
+            *zip(*rows, strict=True),
         )
 
 

@@ -120,12 +120,12 @@ async def _newest_rows(
     names = ", ".join(f"h.{metric.name}" for metric in metrics)
     return await session.fetch(
         f"SELECT g.gpu_id, g.metric_ids, r.minute, h.time, h.epoch, h.sequence, {names} "
-        "FROM gpu g LEFT JOIN LATERAL ("
-        f"SELECT * FROM {schema.hot_table(metric_set)} WHERE gpu_id = g.gpu_id "
+        "FROM gpu_seen s JOIN gpu g USING (gpu_id) LEFT JOIN LATERAL ("
+        f"SELECT * FROM {schema.hot_table(metric_set)} WHERE gpu_id = s.gpu_id "
         "ORDER BY time DESC, epoch DESC, sequence DESC LIMIT 1) h ON true "
-        "LEFT JOIN LATERAL (SELECT minute FROM rollup_1m WHERE gpu_id = g.gpu_id "
+        "LEFT JOIN LATERAL (SELECT minute FROM rollup_1m WHERE gpu_id = s.gpu_id "
         "ORDER BY minute DESC LIMIT 1) r ON true "
-        "WHERE $1::bigint[] IS NULL OR g.gpu_id = ANY($1)",
+        "WHERE $1::bigint[] IS NULL OR s.gpu_id = ANY($1)",
         None if gpu_ids is None else list(gpu_ids),
     )
 
@@ -140,16 +140,16 @@ async def _newest_of(
     """Find the newest rows that hold `metric`; returns the minutes that may have it newer."""
     wanted = []
     for gpu_id, minute, time, epoch, sequence, value in await session.fetch(
-        "SELECT w.gpu_id, r.minute, h.time, h.epoch, h.sequence, h.value "
-        "FROM unnest($1::bigint[]) AS w (gpu_id) LEFT JOIN LATERAL ("
+        "SELECT s.gpu_id, r.minute, h.time, h.epoch, h.sequence, h.value "
+        "FROM gpu_seen s LEFT JOIN LATERAL ("
         f"SELECT time, epoch, sequence, {metric.name} AS value "
         f"FROM {schema.hot_table(metric_set)} "
-        f"WHERE gpu_id = w.gpu_id AND {metric.name} IS NOT NULL "
+        f"WHERE gpu_id = s.gpu_id AND {metric.name} IS NOT NULL "
         "ORDER BY time DESC, epoch DESC, sequence DESC LIMIT 1) h ON true "
-        "LEFT JOIN LATERAL (SELECT minute FROM rollup_1m WHERE gpu_id = w.gpu_id "
+        "LEFT JOIN LATERAL (SELECT minute FROM rollup_1m WHERE gpu_id = s.gpu_id "
         "AND (h.time IS NULL OR minute > h.time - interval '1 minute') "
         "AND n[array_position(metric_ids, $2::smallint)] > 0 "
-        "ORDER BY minute DESC LIMIT 1) r ON true",
+        "ORDER BY minute DESC LIMIT 1) r ON true WHERE s.gpu_id = ANY($1::bigint[])",
         list(gpu_ids),
         metric.id,
     ):

@@ -221,7 +221,7 @@ class Maintainer:
         await self._drop_old("process_sample", raw)
         await self._drop_old("rollup_1m", minute)
         await self._drop_old("rollup_1h", hour)
-        await self._delete_old("event", "event_id", "time", minute)
+        await self._delete_old("event", "(gpu_id, event_id)", "time", minute)
         await self._delete_old("dead_letter", "dead_letter_id", "created_at", minute)
 
     async def _drop_old(self, parent: str, keep: timedelta) -> None:
@@ -247,7 +247,7 @@ class Maintainer:
         async with self._store.session() as session:
             while True:
                 done = await session.execute(
-                    f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} "
+                    f"DELETE FROM {table} WHERE {key} IN (SELECT {key.strip('()')} FROM {table} "
                     f"WHERE {column} < $1 LIMIT {DELETE_ROWS_A_STEP})",
                     before,
                 )

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gputel.catalog import METRIC_SETS
-from gputel.store import schema
+from gputel.store import citus, schema
 from gputel.store.settings import StoreSettings
 from gputel.store.times import DAY_NS, MINUTE_NS, to_datetime, to_ns
 
@@ -33,6 +33,8 @@ HOUR_PARTITION_DAYS: Final = 30  # as migration 004 made them
 #: To drop a partition its table's lock is needed, and whoever comes meanwhile queues behind us.
 #: An insert may find us waiting for it twice, and once at the check: it is held for 50 ms at most.
 DROP_WAIT_MS: Final = 15
+#: Statements that go to many shards, and transactions of two phases, take longer.
+DROP_WAIT_DISTRIBUTED_MS: Final = 500
 
 Bounds = tuple[int, int]  # [lower, upper) in ns
 
@@ -85,6 +87,13 @@ class Partitions:
         return found
 
     async def _make(self, wanted: Sequence[tuple[str, int]]) -> int:
+        try:
+            return await self._make_in_one(wanted)
+        except asyncpg.UniqueViolationError as error:
+            # Of the catalogs', which must not look like one of the samples'.
+            raise self._store.unavailable(error) from error
+
+    async def _make_in_one(self, wanted: Sequence[tuple[str, int]]) -> int:
         made = 0
         async with self._store.session() as session, session.transaction():
             await session.execute(
@@ -153,12 +162,16 @@ async def drop_partition(session: Connection, name: str, *, only_empty: bool = F
     # pruned by it: the look below, for which others wait, then takes a tenth.
     if only_empty and await session.fetchval(f"SELECT 1 FROM {name} LIMIT 1"):
         return False
+    distributed = await citus.installed(session)
+    wait_ms = DROP_WAIT_DISTRIBUTED_MS if distributed else DROP_WAIT_MS
     try:
         async with session.transaction():
-            await session.execute(f"SET LOCAL lock_timeout = {DROP_WAIT_MS}")
+            await session.execute(f"SET LOCAL lock_timeout = {wait_ms}")
+            if distributed:
+                await citus.lock_partition(session, name.rpartition("_p")[0], name)
             if only_empty:
                 await session.execute(f"LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE")
-                await session.execute(f"SET LOCAL statement_timeout = {DROP_WAIT_MS}")
+                await session.execute(f"SET LOCAL statement_timeout = {wait_ms}")
                 if await session.fetchval(f"SELECT 1 FROM {name} LIMIT 1"):
                     return False
                 await session.execute("SET LOCAL statement_timeout = 0")

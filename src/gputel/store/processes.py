@@ -26,11 +26,13 @@ _COLUMNS: Final = (
     "container_id",
 )
 _WRITE: Final = f"""
-INSERT INTO process_sample (gpu_id, time, pid, kind, {", ".join(_COLUMNS)})
-SELECT * FROM unnest($1::bigint[], $2::timestamptz[], $3::integer[], $4::text[], $5::bigint[],
-                     $6::smallint[], $7::smallint[], $8::smallint[], $9::smallint[], $10::text[],
-                     $11::text[], $12::text[])
-ON CONFLICT DO NOTHING
+WITH new AS (
+    INSERT INTO process_sample (gpu_id, time, pid, kind, {", ".join(_COLUMNS)})
+    SELECT * FROM unnest($1::bigint[], $2::timestamptz[], $3::integer[], $4::text[], $5::bigint[],
+                         $6::smallint[], $7::smallint[], $8::smallint[], $9::smallint[],
+                         $10::text[], $11::text[], $12::text[])
+    ON CONFLICT DO NOTHING RETURNING 1
+) SELECT count(*) FROM new
 """
 # The key's order is the page's order; text compares by bytes, so that a page begins where
 # the one before ended, whatever the database's collation.
@@ -54,7 +56,7 @@ async def write(session: Connection, rows: Sequence[tuple[int, ProcessSample]]) 
     """Insert the samples of (gpu_id, sample); returns how many were not there yet."""
     if not rows:
         return 0
-    done = await session.execute(
+    new: int = await session.fetchval(
         _WRITE,
         [gpu_id for gpu_id, _ in rows],
         [to_datetime(sample.time_ns) for _, sample in rows],
@@ -62,7 +64,7 @@ async def write(session: Connection, rows: Sequence[tuple[int, ProcessSample]]) 
         [sample.kind.value for _, sample in rows],
         *([getattr(sample, column) for _, sample in rows] for column in _COLUMNS),
     )
-    return int(done.rsplit(" ", 1)[1])
+    return new
 
 
 async def read(

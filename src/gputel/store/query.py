@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _GPU: Final = (
     "SELECT gpu_id, uuid, node, gpu_index, device, pci_bus_id, model, serial, brand, "
     "vbios_version, driver_version, nvml_version, memory_total_bytes, first_seen, last_seen "
-    "FROM gpu"
+    "FROM gpu_seen JOIN gpu USING (gpu_id)"
 )
 
 
@@ -119,7 +119,8 @@ class Query:
         """Every node, by name."""
         async with self._store.session() as session:
             found = await session.fetch(
-                "SELECT node, count(*), max(last_seen) FROM gpu GROUP BY node ORDER BY node"
+                "SELECT node, count(*), max(last_seen) FROM gpu_seen JOIN gpu USING (gpu_id) "
+                "GROUP BY node ORDER BY node"
             )
         return [NodeRow(name, gpus, to_ns(seen)) for name, gpus, seen in found]
 

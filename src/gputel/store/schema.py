@@ -12,6 +12,8 @@ chunks in SQL, are made again with them when their text has changed.
     gpu_hour           the same by hour
     gpu_samples        (gpu, metric, start_time, end_time): raw samples, sealed or not
     gpu_samples_exact  the same as numeric, gpu_all_samples those of all metrics
+
+Where the database has Citus, the tables are then distributed (see gputel.store.citus).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from gputel.catalog import METRIC_SETS, METRICS, SET_OF, MetricSet, Storage
 from gputel.errors import DatabaseUnavailable
+from gputel.store import citus
 
 if TYPE_CHECKING:
     from gputel.store.connection import Connection
@@ -47,6 +50,9 @@ _GENERATION: Final = 4
 #: A migration may have to go through all that is stored.
 _MIGRATION_TIMEOUT_S: Final = 6 * 3600
 
+#: Citus copies these to every node, ...
+REFERENCE_TABLES: Final = ("gpu", "metric")
+
 
 def hot_table(metric_set: MetricSet) -> str:
     """The name of the hot table of a metric set."""
@@ -56,6 +62,20 @@ def hot_table(metric_set: MetricSet) -> str:
 def newest_table(metric_set: MetricSet) -> str:
     """The name of the table with the newest sealed row of each GPU."""
     return f"sample_newest_{metric_set.name}"
+
+
+#: ... and distributes these by gpu_id, which must be part of each of their keys.
+DISTRIBUTED_TABLES: Final = (
+    "gpu_seen",
+    *(hot_table(metric_set) for metric_set in METRIC_SETS),
+    *(newest_table(metric_set) for metric_set in METRIC_SETS),
+    "sample_chunk",
+    "rollup_1m",
+    "rollup_1h",
+    "rollup_1h_part",
+    "process_sample",
+    "event",
+)
 
 
 async def migrate(connection: Connection) -> None:
@@ -70,6 +90,9 @@ async def migrate(connection: Connection) -> None:
     try:
         await _apply_files(connection)
         await _sync_catalog(connection)
+        await citus.distribute(
+            connection, REFERENCE_TABLES, DISTRIBUTED_TABLES, _MIGRATION_TIMEOUT_S
+        )
     finally:
         if not connection.is_closed():
             await connection.execute("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, LOCK_MIGRATE)
@@ -199,18 +222,19 @@ def _latest_view() -> str:
         by_age = "ORDER BY time DESC, epoch DESC, sequence DESC LIMIT 1"
         joins.append(
             f"LEFT JOIN LATERAL ((SELECT {fields} FROM {hot_table(metric_set)} "
-            f"WHERE gpu_id = g.gpu_id {by_age}) UNION ALL "
-            f"SELECT {fields} FROM {newest_table(metric_set)} WHERE gpu_id = g.gpu_id {by_age}"
+            f"WHERE gpu_id = s.gpu_id {by_age}) UNION ALL "
+            f"SELECT {fields} FROM {newest_table(metric_set)} WHERE gpu_id = s.gpu_id {by_age}"
             f") {name} ON true LEFT JOIN LATERAL ({_newest_chunk(metric_set)}) {name}_chunk ON true"
         )
     return (
         "CREATE VIEW gpu_latest AS SELECT g.gpu_id, g.node, g.gpu_index, g.uuid, g.model, "
-        f"g.last_seen, {', '.join(columns)} FROM gpu g {' '.join(joins)}"
+        f"s.last_seen, {', '.join(columns)} "
+        f"FROM gpu_seen s JOIN gpu g USING (gpu_id) {' '.join(joins)}"
     )
 
 
 def _newest_chunk(metric_set: MetricSet) -> str:
-    """The newest sample of GPU `g` in chunks, where that is newer than its rows."""
+    """The newest sample of GPU `s` in chunks, where that is newer than its rows."""
     cells = []
     for metric in metric_set.metrics:
         value = "value" if metric.storage in (Storage.F32, Storage.F64) else "exact"
@@ -222,13 +246,13 @@ def _newest_chunk(metric_set: MetricSet) -> str:
     # A chunk spans less than a day: where none began in the day before, none reaches further.
     return (
         f"SELECT max(n.time) AS time, {', '.join(cells)} FROM (SELECT c.payload, c.t0 "
-        f"FROM sample_chunk c WHERE c.gpu_id = g.gpu_id AND c.set_id = {metric_set.id} "
+        f"FROM sample_chunk c WHERE c.gpu_id = s.gpu_id AND c.set_id = {metric_set.id} "
         f"AND c.t0 > coalesce({metric_set.name}.time, (SELECT max(t0) FROM sample_chunk f "
-        f"WHERE f.gpu_id = g.gpu_id AND f.set_id = {metric_set.id})) - interval '24 hours' "
+        f"WHERE f.gpu_id = s.gpu_id AND f.set_id = {metric_set.id})) - interval '24 hours' "
         f"AND c.t1 > coalesce({metric_set.name}.time, '-infinity') "
         "ORDER BY c.t1 DESC, c.epoch DESC, c.first_sequence DESC LIMIT 1) AS c "
         f"CROSS JOIN LATERAL gputel_newest(c.payload, ARRAY[{ids}], format("
-        f"'chunk of GPU %s, set {metric_set.id}, %s', g.gpu_id, c.t0)) AS n"
+        f"'chunk of GPU %s, set {metric_set.id}, %s', s.gpu_id, c.t0)) AS n"
     )
 
 

@@ -23,7 +23,7 @@ from gputel import wire
 from gputel.batch import Batch
 from gputel.catalog import MetricSet
 from gputel.errors import FrameTooLarge
-from gputel.store import chunks, hot
+from gputel.store import chunks, citus, hot
 from gputel.store.chunks import Chunk
 from gputel.store.hot import Int64s, Rows
 from gputel.store.merge import I64_MIN
@@ -59,6 +59,12 @@ WITH RECURSIVE found (gpu_id) AS (
     FROM found f WHERE f.gpu_id IS NOT NULL
 )
 SELECT gpu_id FROM found WHERE gpu_id IS NOT NULL LIMIT $2
+"""
+# Citus knows no recursion over many shards: there, from one GPU that was ever seen to the next.
+_GPU_IDS_DISTRIBUTED: Final = """
+SELECT s.gpu_id FROM gpu_seen s CROSS JOIN LATERAL (
+    SELECT 1 FROM {table} h WHERE h.gpu_id = s.gpu_id LIMIT 1
+) AS h WHERE s.gpu_id > $1 ORDER BY s.gpu_id LIMIT $2
 """
 
 
@@ -107,6 +113,7 @@ class _Walk:
     def __init__(self, metric_set: MetricSet, name: str) -> None:
         self._metric_set = metric_set
         self._name = name
+        self._distributed = False
         self._after = I64_MIN
         self._gpus = 1  # of the next step
         self._taking = asyncio.Lock()
@@ -115,6 +122,7 @@ class _Walk:
     async def work(self, store: Store) -> None:
         """Step by step, until no GPU is left."""
         async with store.session() as session:
+            self._distributed = await citus.installed(session)
             while gpu_ids := await self._take(session):
                 if not await self._step(session, gpu_ids):
                     self._gpus = max(1, self._gpus // 2)
@@ -125,7 +133,10 @@ class _Walk:
     async def _take(self, session: Connection) -> list[int]:
         """The next GPUs, ascending."""
         async with self._taking:
-            found = await session.fetch(_GPU_IDS.format(table=self._name), self._after, self._gpus)
+            gpu_ids_after = _GPU_IDS_DISTRIBUTED if self._distributed else _GPU_IDS
+            found = await session.fetch(
+                gpu_ids_after.format(table=self._name), self._after, self._gpus
+            )
             gpu_ids = [row[0] for row in found]
             self._after = gpu_ids[-1] if gpu_ids else self._after
         return gpu_ids
@@ -145,8 +156,7 @@ class _Walk:
             if len(rows) == ROWS_A_STEP:
                 return False
             items = await asyncio.to_thread(_items, self._metric_set, gpu_id, rows)
-            kept = np.unique(gpu_id).tolist()
-            await hot.keep_newest(session, self._metric_set, self._name, kept)
+            await self._keep_newest(session, np.unique(gpu_id).tolist())
             # First what tells whether another process is at the same.
             await session.execute(f"DELETE FROM {self._name} WHERE {where}", *between)
             await chunks.write(session, items)
@@ -171,7 +181,7 @@ class _Walk:
             items = await asyncio.to_thread(
                 _items, self._metric_set, np.full(len(rows), gpu_id), rows
             )
-            await hot.keep_newest(session, self._metric_set, self._name, [gpu_id])
+            await self._keep_newest(session, [gpu_id])
             await session.execute(
                 f"DELETE FROM {self._name} WHERE gpu_id = $1 "
                 "AND (time, epoch, sequence) <= ($2, $3, $4)",
@@ -183,6 +193,11 @@ class _Walk:
             await chunks.write(session, items)
         self._count(rows, items)
         return len(rows) == ROWS_A_STEP
+
+    async def _keep_newest(self, session: Connection, gpu_ids: list[int]) -> None:
+        await hot.keep_newest(
+            session, self._metric_set, self._name, gpu_ids, distributed=self._distributed
+        )
 
     def _count(self, rows: Rows, items: list[tuple[int, Chunk]]) -> None:
         self.done.rows += len(rows)

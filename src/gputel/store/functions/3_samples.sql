@@ -10,9 +10,9 @@ BEGIN
     IF gpu ~ '^[0-9]{1,18}$' THEN
         SELECT g.gpu_id INTO found FROM gpu g WHERE g.gpu_id = gpu::bigint;
     ELSE
-        SELECT g.gpu_id INTO found FROM gpu g
+        SELECT s.gpu_id INTO found FROM gpu_seen s JOIN gpu g USING (gpu_id)
         WHERE g.uuid = $1 OR (g.node = parts[1] AND g.gpu_index = parts[2]::integer)
-        ORDER BY g.uuid = $1 DESC, g.last_seen DESC LIMIT 1;
+        ORDER BY g.uuid = $1 DESC, s.last_seen DESC LIMIT 1;
     END IF;
     IF found IS NULL THEN
         RAISE EXCEPTION 'no GPU %', quote_literal(gpu) USING ERRCODE = 'no_data_found',
