@@ -17,20 +17,18 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from gputel.batch import Batch
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
 from gputel.clock import NS_PER_MS, SYSTEM_CLOCK, Clock
-from gputel.collector import outbox, outbox_metrics, rates
+from gputel.collector import rates
 from gputel.collector.attribution import Attribution, AttributionSettings
 from gputel.collector.batcher import Batcher, Framer
 from gputel.collector.driver import describe_driver
 from gputel.collector.exporter import Exporter, ExporterSettings
 from gputel.collector.exporter.latest import Arrivals, all_now, lifetime_ns
-from gputel.collector.outbox import FiniteOutbox, LiveOutbox, Outbox, SpoolPlace
-from gputel.collector.processes import ProcessAccounting
 from gputel.collector.rates import Rates
 from gputel.collector.recent import LOOK_S, Recent
 from gputel.collector.sampler import Sampler
@@ -43,8 +41,11 @@ from gputel.sources import Source
 from gputel.sources.nvml_mig import MigParent, mig_parent
 from gputel.sources.source import Hardware
 
-if TYPE_CHECKING:  # without a broker, gRPC's 12 MB stay out
+if TYPE_CHECKING:  # without a broker, gRPC's 12 MB and protobuf's 4 MB stay out
     from gputel.broker import BrokerClient
+    from gputel.collector.outbox import Outbox
+    from gputel.collector.processes import ProcessAccounting
+    from gputel.collector.spool.place import SpoolPlace
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class Collector:
         self.rates = Rates(0)
         self._recent: Recent | None = None  # of a live source
         self.outbox: Outbox | None = None
+        self._note_swept: Callable[[int], None] | None = None
         self.processes: ProcessAccounting | None = None
         self.attribution: Attribution | None = None
         self._add_label_providers(attribution, telemetry)
@@ -117,6 +119,8 @@ class Collector:
         self, attribution: AttributionSettings | None, telemetry: Telemetry
     ) -> None:
         if self._settings.processes:
+            from gputel.collector.processes import ProcessAccounting
+
             self.processes = ProcessAccounting(
                 self.source,
                 self._clock,
@@ -198,15 +202,19 @@ class Collector:
             (self._sampler.resume if wanted else self._sampler.pause)()
 
     async def _open_outbox(self, broker: BrokerClient, producer: str) -> Outbox:
+        from gputel.collector import outbox
+
         memory_bytes = self._settings.pending_bytes
         if self._live:
-            return await outbox.open_live(
+            live = await outbox.open_live(
                 broker, self._topic, producer, self._spool, memory_bytes, self._clock
             )
+            self._note_swept = live.swept
+            return live
         publisher = await broker.publisher(
             self._topic, producer, outbox.FINITE_EPOCH, pending_bytes=memory_bytes
         )
-        return FiniteOutbox(publisher, producer)
+        return outbox.FiniteOutbox(publisher, producer)
 
     async def stop(self) -> None:
         """Stop the source, publish what it has brought, wait for the acknowledgements."""
@@ -247,8 +255,8 @@ class Collector:
     # -- the thread's side -------------------------------------------------------------
 
     def _swept(self, sealed: bool) -> None:
-        if isinstance(self.outbox, LiveOutbox):
-            self.outbox.swept(sum(ring.pushed_rows for ring in self.rings.values()))
+        if self._note_swept is not None:
+            self._note_swept(sum([ring.pushed_rows for ring in self._rings]))
         if not self._replay:
             if self._broker is None and self._loop is not None and self._crowded():
                 self._loop.call_soon_threadsafe(self._wanted.set)
@@ -263,7 +271,7 @@ class Collector:
         self._go_on.wait()
 
     def _crowded(self) -> bool:
-        return any([ring.pending_rows > ring.free_rows for ring in self._rings])
+        return any(ring.pending_rows > ring.free_rows for ring in self._rings)
 
     # -- the loop's side ---------------------------------------------------------------
 
@@ -389,7 +397,10 @@ class Collector:
             "Rows that found their ring full",
             lambda: [(r.dropped_rows, {"set": s.name}) for s, r in self.rings.items()],
         )
-        outbox_metrics.describe(telemetry, lambda: self.outbox)
+        if self._broker is not None:
+            from gputel.collector import outbox_metrics
+
+            outbox_metrics.describe(telemetry, lambda: self.outbox)
         rates.describe(telemetry, lambda: self.rates)
         gauge("gputel_collector_gpus", "GPUs of the source", lambda: len(self.gpus))
         counter(

@@ -121,10 +121,7 @@ class _SetRates:
         held.append(batch)
         self._held_samples[gpu] += len(batch)
         enough = HELD_SAMPLES if self._samples[gpu] else HELD_SAMPLES_FIRST
-        if (
-            self._held_samples[gpu] >= enough
-            or batch.time_ns[-1] - held[0].time_ns[0] >= HELD_NS
-        ):
+        if self._held_samples[gpu] >= enough or batch.time_ns[-1] - held[0].time_ns[0] >= HELD_NS:
             self._look(gpu, held)
             held.clear()
             self._held_samples[gpu] = 0
