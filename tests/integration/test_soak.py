@@ -4,7 +4,6 @@ is `python -m benchmarks.soak`."""
 from __future__ import annotations
 
 import pytest
-
 from benchmarks.soak import RSS_GROWTH_MB_MAX, soak
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
