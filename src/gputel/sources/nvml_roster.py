@@ -75,6 +75,7 @@ class Roster:
         self._clock = clock
         self._lock = threading.Lock()
         self.slots: list[Slot] = []
+        self._left_out: set[str] = set()  # GPUs and instances for which there was no slot
         self.unopened = 0  # GPUs that the driver counts, and that can't be opened
 
     @property
@@ -159,7 +160,9 @@ class Roster:
 
     def _add(self, gpu: Gpu, handle: Any, *, told: bool) -> None:
         if len(self.slots) == GPUS_PER_NODE_MAX:
-            _log.error("nvml: %s is left out: %d GPUs were seen", gpu.uuid, GPUS_PER_NODE_MAX)
+            if gpu.uuid not in self._left_out:
+                self._left_out.add(gpu.uuid)
+                _log.error("nvml: %s is left out: %d GPUs were seen", gpu.uuid, GPUS_PER_NODE_MAX)
             return
         # The slot is known before its first row can be.
         self.slots.append(Slot(gpu))
