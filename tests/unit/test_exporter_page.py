@@ -337,3 +337,14 @@ def test_a_metrics_column_is_its_own() -> None:
         if BY_NAME[name].cadence is not Cadence.DRAIN:
             (shown,) = series(exporter, BY_NAME[name].prometheus_name, "gputel").values()
             assert float(shown) == value
+
+
+def test_label_values_are_escaped() -> None:
+    """As the text format wants it: backslash, quote and line feed, and nothing else."""
+    odd = 'H100 "SXM"\\80\nGB\tü'
+    exporter, clock = exporting([gpu(0, model=odd)])
+    feed(exporter, clock, 0, {"sm_clock_mhz": 1})
+    for form in Format:
+        page = exporter.page("dcgm", form).decode()
+        assert 'modelName="H100 \\"SXM\\"\\\\80\\nGB\tü"' in page
+        assert len([x for x in page.split("\n") if x.startswith("DCGM_FI_DEV_SM_CLOCK{")]) == 1

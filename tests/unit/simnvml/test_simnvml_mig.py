@@ -24,10 +24,10 @@ def instances(index: int) -> list[Any]:
     device = pynvml.nvmlDeviceGetHandleByIndex(index)
     found = []
     for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(device)):
-        try:
+        refused = code(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, device, number)
+        assert refused in {0, pynvml.NVML_ERROR_NOT_FOUND}
+        if not refused:
             found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(device, number))
-        except pynvml.NVMLError as error:
-            assert int(error.value) == pynvml.NVML_ERROR_NOT_FOUND
     return found
 
 
