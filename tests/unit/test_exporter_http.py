@@ -144,7 +144,7 @@ async def test_metrics_as_they_are_asked_for(serve: Serve) -> None:
 async def test_answers_are_dated_by_the_second(serve: Serve) -> None:
     async with serve() as served, served.client() as client:
         before = int(time.time())
-        dates = set()
+        dates: set[float] = set()
         async with asyncio.timeout(PATIENCE_S):
             while len(dates) < 2:
                 answer = await client.get("/health")

@@ -211,8 +211,8 @@ cdef class Columns:
         cdef Py_ssize_t rows = other.counts[gpu]
         cdef uint64_t *target = self.blocks[gpu] + self.counts[gpu]
         cdef const uint64_t *source = other.blocks[gpu]
-        cdef int j
-        for j in range(FIXED_COLUMNS + self.cells):
+        cdef int _column
+        for _column in range(FIXED_COLUMNS + self.cells):
             memcpy(target, source, <size_t>rows * 8)
             target += self.stride
             source += other.stride

@@ -63,9 +63,9 @@ def not_found(_: str) -> Any:
 @simulated(MIG, start=False)
 def test_an_instance_that_is_destroyed_is_removed_and_comes_back():
     rig = Rig(Sim())
-    listed, by_uuid = nvml_roster.mig_instances, pynvml.nvmlDeviceGetHandleByUUID
-    nvml_roster.mig_instances = lambda *_: iter(())
-    pynvml.nvmlDeviceGetHandleByUUID = not_found
+    destroyed = pytest.MonkeyPatch()
+    destroyed.setattr(nvml_roster, "mig_instances", lambda *_: iter(()))
+    destroyed.setattr(pynvml, "nvmlDeviceGetHandleByUUID", not_found)
     rig.sweep(Cadence.SLOW)
     gone = list(rig.source.events())
     assert [(event.kind, event.gpu_uuid) for event in gone] == [
@@ -74,7 +74,7 @@ def test_an_instance_that_is_destroyed_is_removed_and_comes_back():
     ]
     assert set(rig.sweep(Cadence.FAST)) == {0, 1}
     assert rig.kinds() == []
-    nvml_roster.mig_instances, pynvml.nvmlDeviceGetHandleByUUID = listed, by_uuid
+    destroyed.undo()
     rig.sweep(Cadence.SLOW)
     rows = rig.sweep(Cadence.FAST)
     assert set(rows) == {0, 1, 2, 3}

@@ -110,10 +110,12 @@ class Page:
         if self._generation != self._latest.generation:
             self._generation = self._latest.generation
             self._sources = self._profile.sources(self._latest.gpus)
+        shown: npt.NDArray[np.bool_]
         if self._sources is None:
-            return cells[:, self._columns]
-        shown: npt.NDArray[np.bool_] = cells[self._sources, self._columns]
-        return shown & (self._sources != NO_ROW)
+            shown = cells[:, self._columns]
+        else:
+            shown = cells[self._sources, self._columns] & (self._sources != NO_ROW)
+        return shown
 
     def _attributes(self) -> list[Mapping[str, str]]:
         merged: list[Mapping[str, str]] = []
