@@ -29,6 +29,11 @@ class Gpu:
     driver_version: str = ""
     nvml_version: str = ""
     memory_total_bytes: int | None = None
+    #: Of a MIG instance, which stands beside its GPU: the GPU's uuid, NVIDIA's name of the
+    #: profile (3g.40gb) and the number of the GPU instance. `index` and the bus are the GPU's.
+    mig_parent: str = ""
+    mig_profile: str = ""
+    mig_instance: int | None = None
 
 
 class EventKind(Enum):

@@ -38,9 +38,10 @@ def test_random_operations(seed: int) -> None:
     when_full = WhenFull(int(random.integers(2)))
     rings = [ring(storages, capacity, when_full) for ring, _ in PAIRS]
     columns = [column(storages, gpus, samples) for _, column in PAIRS]
+    copies = [column(storages, gpus, 2 * samples) for _, column in PAIRS]
     dtype = row_dtype(storages)
     for _ in range(60):
-        operation = int(random.integers(4))
+        operation = int(random.integers(5))
         if operation <= 1:
             count = int(random.integers(0, 80))
             # Any bits at all: NaNs with payloads, mask bits that have no cell.
@@ -56,12 +57,21 @@ def test_random_operations(seed: int) -> None:
                 gpus += 1
                 for c in columns:
                     c.grow(gpus)
+        elif operation == 3:
+            takes = [take(copy, c) for copy, c in zip(copies, columns, strict=True)]
+            assert takes[0] == takes[1]
+            if takes[0] is not True:
+                same(copies[0].seal(), copies[1].seal())
+            for copy in copies:
+                copy.grow(gpus)
         else:
             same(columns[0].seal(), columns[1].seal())
         for name in ("pushed_rows", "dropped_rows", "pending_rows", "free_rows"):
             assert getattr(rings[0], name) == getattr(rings[1], name)
         for name in ("pending_rows", "fullest", "gpus"):
             assert getattr(columns[0], name) == getattr(columns[1], name)
+            assert getattr(copies[0], name) == getattr(copies[1], name)
+    same(copies[0].seal(), copies[1].seal())
 
 
 def drain(columns: Any, ring: Any, rows_max: int) -> int | str:
@@ -71,6 +81,15 @@ def drain(columns: Any, ring: Any, rows_max: int) -> int | str:
     except ValueError as error:
         return str(error)
     return moved
+
+
+def take(columns: Any, other: Any) -> bool | str:
+    """Was there room; or what was wrong."""
+    try:
+        taken: bool = columns.take(other)
+    except ValueError as error:
+        return str(error)
+    return taken
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 from gputel import broker as broker_package
 from gputel.broker import BrokerClient, BrokerSettings
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.observe import Health, Telemetry
 from gputel.store import Store
@@ -40,7 +41,9 @@ Start = Callable[[], Awaitable[asyncio.subprocess.Process]]
 async def broker(tmp_path: Path) -> AsyncGenerator[BrokerServer]:
     telemetry = Telemetry("broker")
     settings = BrokerSettings(listen="127.0.0.1:0", partitions=PARTITIONS, disk_reserve_bytes=0)
-    server = BrokerServer(settings, tmp_path / "broker", telemetry, Health("broker"))
+    server = BrokerServer(
+        settings, make_engine(settings, tmp_path / "broker"), telemetry, Health("broker")
+    )
     await server.start()
     yield server
     await server.stop()

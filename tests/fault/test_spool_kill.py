@@ -40,7 +40,7 @@ from pathlib import Path
 from gputel import broker
 from gputel.catalog import Cadence
 from gputel.collector import Collector
-from gputel.collector.outbox import SpoolPlace
+from gputel.collector.spool.place import SpoolPlace
 from gputel.collector.settings import CollectorSettings
 from gputel.observe import Health, Telemetry
 from gputel.sources.sim import Simulator

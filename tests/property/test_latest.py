@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gputel.catalog import METRIC_SETS, MetricSet, Storage
 from gputel.clock import NS_PER_S
-from gputel.collector.exporter.latest import COLUMN, VIEWS, Latest
+from gputel.collector.exporter.latest import COLUMN, VIEWS, Latest, all_now
 from support.exporting import batch, gpu
 
 GPUS = 3
@@ -47,7 +47,7 @@ def test_it_holds_what_a_dictionary_of_everything_would(
     everything: dict[tuple[int, str], tuple[int | float, int]] = {}
     for slot, (metric_set, samples), later_s in arrived:
         now_s += later_s
-        latest.update(slot, batch(metric_set, *samples), now_s * NS_PER_S)
+        latest.update(slot, batch(metric_set, *samples), all_now(now_s * NS_PER_S))
         for sample in samples:
             everything |= {(slot, name): (value, now_s) for name, value in sample.items()}
     shown = latest.shown(np.ones(GPUS, np.bool_), now_s * NS_PER_S)

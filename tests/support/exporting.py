@@ -10,6 +10,7 @@ from gputel.batch import DTYPES, Batch
 from gputel.catalog import BY_NAME, METRIC_SETS, SET_OF, MetricSet
 from gputel.clock import NS_PER_S, ManualClock
 from gputel.collector.exporter import Exporter, ExporterSettings
+from gputel.collector.exporter.latest import all_now
 from gputel.inventory import Gpu
 
 Values = Mapping[str, int | float]  # by metric name
@@ -68,4 +69,4 @@ def exporting(
 def feed(exporter: Exporter, clock: ManualClock, slot: int, values: Values) -> None:
     """One sample of `values` arrives now."""
     for part in batches(values):
-        exporter.update(slot, part, clock.monotonic_ns())
+        exporter.update(slot, part, all_now(clock.monotonic_ns()))

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from gputel import wire
 from gputel.clock import NS_PER_S, ManualClock
 from gputel.collector.batcher import Draft
-from gputel.collector.outbox import LiveOutbox, SpoolPlace, open_live
+from gputel.collector.outbox import LiveOutbox, open_live
+from gputel.collector.spool.place import SpoolPlace
 from gputel.errors import ProducerFenced
 from gputel.inventory import Event, EventKind
 from gputel.limits import MIB

@@ -11,6 +11,7 @@ import pytest
 
 from gputel import broker
 from gputel.broker import BrokerSettings, StartAt, transport
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.errors import BrokerUnavailable
 from gputel.observe import Health, Telemetry
@@ -22,7 +23,7 @@ DEADLINE_S = 20.0
 async def serving(data_dir: Path) -> AsyncIterator[str]:
     telemetry = Telemetry("broker")
     settings = BrokerSettings(listen="127.0.0.1:0", partitions=1, disk_reserve_bytes=0)
-    server = BrokerServer(settings, data_dir, telemetry, Health("broker"))
+    server = BrokerServer(settings, make_engine(settings, data_dir), telemetry, Health("broker"))
     await server.start()
     try:
         yield server.address

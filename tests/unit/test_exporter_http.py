@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import gzip
 import re
+import time
 from collections.abc import AsyncIterator, Callable
+from email.utils import parsedate_to_datetime
 
 import httpx
 import pytest
@@ -137,6 +139,19 @@ async def test_metrics_as_they_are_asked_for(serve: Serve) -> None:
         assert (await client.get("/health")).text == "OK"
         assert "/metrics" in (await client.get("/")).text
         assert (await client.post("/metrics")).status_code == 405
+
+
+async def test_answers_are_dated_by_the_second(serve: Serve) -> None:
+    async with serve() as served, served.client() as client:
+        before = int(time.time())
+        dates: set[float] = set()
+        async with asyncio.timeout(PATIENCE_S):
+            while len(dates) < 2:
+                answer = await client.get("/health")
+                dated = parsedate_to_datetime(answer.headers["date"]).timestamp()
+                assert before <= dated <= time.time()
+                dates.add(dated)
+                await asyncio.sleep(0.02)
 
 
 async def test_a_page_that_fits_a_packet_is_not_zipped(serve: Serve) -> None:

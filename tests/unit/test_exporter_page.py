@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from gputel.catalog import BY_NAME, METRICS, SET_BY_CADENCE, Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector.exporter import Exporter, ExporterSettings, Family, Format, Row
+from gputel.collector.exporter.latest import all_now
 from gputel.inventory import Event, EventKind, Gpu
 from support.exporting import FRESH_S, batch, exporting, feed, gpu
 
@@ -244,7 +245,7 @@ def test_a_metric_that_is_missing_lately_lives_until_it_is_stale() -> None:
     exporter, clock = exporting([gpu(0)])
     fast = SET_BY_CADENCE[Cadence.FAST]
     rows = ({"power_watts": 1.5, "sm_clock_mhz": 1}, {"power_watts": 2.5}, {"sm_clock_mhz": 3})
-    exporter.update(0, batch(fast, *rows), clock.monotonic_ns())
+    exporter.update(0, batch(fast, *rows), all_now(clock.monotonic_ns()))
     assert series(exporter, "DCGM_FI_DEV_POWER_USAGE") == {"0": "2.500000"}
     assert series(exporter, "DCGM_FI_DEV_SM_CLOCK") == {"0": "3"}
     clock.advance(FRESH_S + 0.001)
@@ -336,3 +337,14 @@ def test_a_metrics_column_is_its_own() -> None:
         if BY_NAME[name].cadence is not Cadence.DRAIN:
             (shown,) = series(exporter, BY_NAME[name].prometheus_name, "gputel").values()
             assert float(shown) == value
+
+
+def test_label_values_are_escaped() -> None:
+    """As the text format wants it: backslash, quote and line feed, and nothing else."""
+    odd = 'H100 "SXM"\\80\nGB\tü'
+    exporter, clock = exporting([gpu(0, model=odd)])
+    feed(exporter, clock, 0, {"sm_clock_mhz": 1})
+    for form in Format:
+        page = exporter.page("dcgm", form).decode()
+        assert 'modelName="H100 \\"SXM\\"\\\\80\\nGB\tü"' in page
+        assert len([x for x in page.split("\n") if x.startswith("DCGM_FI_DEV_SM_CLOCK{")]) == 1

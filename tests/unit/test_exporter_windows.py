@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector.exporter import Exporter, ExporterSettings, Format
+from gputel.collector.exporter.latest import all_now
 from gputel.collector.exporter.windows import CODES_MAX, STEPS, Window
 from gputel.inventory import Event, EventKind
 from support.exporting import batch, exporting, gpu
@@ -71,9 +72,9 @@ def test_clock_events_of_every_sample_are_counted(settings: ExporterSettings) ->
     exporter, clock = exporting([gpu(0), gpu(1), gpu(2)], settings)
     # Two bits, none, a bit nobody knows, no value, and one bit in the last of many samples.
     held = [{"clock_event_reasons": 0x60}, {"clock_event_reasons": 0}, {}] * 4
-    exporter.update(0, batch(FAST, *held), clock.monotonic_ns())
-    exporter.update(0, batch(FAST, {"clock_event_reasons": 0x20}), clock.monotonic_ns())
-    exporter.update(1, batch(FAST, {"clock_event_reasons": 0x8000}), clock.monotonic_ns())
+    exporter.update(0, batch(FAST, *held), all_now(clock.monotonic_ns()))
+    exporter.update(0, batch(FAST, {"clock_event_reasons": 0x20}), all_now(clock.monotonic_ns()))
+    exporter.update(1, batch(FAST, {"clock_event_reasons": 0x8000}), all_now(clock.monotonic_ns()))
     name, window = "DCGM_EXP_CLOCK_EVENTS_COUNT", 'window_size_in_ms="30000"'
     assert rows(exporter, name) == [
         ("0", f',clock_event="sw_thermal",{window}', "5"),

@@ -22,4 +22,5 @@ cdef class Columns:
     cdef Py_ssize_t scatter(
         self, const char *row, uint64_t rows, size_t row_bytes, Py_ssize_t *unknown
     ) noexcept nogil
+    cdef void take_gpu(self, Columns other, Py_ssize_t gpu) noexcept nogil
     cdef object seal_gpu(self, Py_ssize_t gpu)

@@ -185,6 +185,42 @@ cdef class Columns:
             row += row_bytes
         return <Py_ssize_t>rows
 
+    def take(self, Columns other not None):
+        """Add a copy of the rows that `other` holds, which keeps them.
+
+        False when one of its GPUs has no room for them: nothing is added then. ValueError:
+        columns of other storages; rows of a slot beyond `gpus` (grow first).
+        """
+        cdef Py_ssize_t gpu, rows
+        if other.storages != self.storages:
+            raise ValueError(f"columns of {other.storages!r} into columns of {self.storages!r}")
+        for gpu in range(other.slots):
+            rows = other.counts[gpu]
+            if rows and gpu >= self.slots:
+                raise ValueError(f"row of GPU slot {gpu}; there are {self.slots}, grow first")
+            if rows and self.counts[gpu] + rows > self.capacity_samples:
+                return False
+        with nogil:
+            for gpu in range(other.slots):
+                if other.counts[gpu]:
+                    self.take_gpu(other, gpu)
+        return True
+
+    cdef void take_gpu(self, Columns other, Py_ssize_t gpu) noexcept nogil:
+        """Behind what is held of `gpu`, where there is room."""
+        cdef Py_ssize_t rows = other.counts[gpu]
+        cdef uint64_t *target = self.blocks[gpu] + self.counts[gpu]
+        cdef const uint64_t *source = other.blocks[gpu]
+        cdef int _column
+        for _column in range(FIXED_COLUMNS + self.cells):
+            memcpy(target, source, <size_t>rows * 8)
+            target += self.stride
+            source += other.stride
+        self.counts[gpu] += rows
+        self.held += rows
+        if self.counts[gpu] > self.most:
+            self.most = self.counts[gpu]
+
     def seal(self):
         """Hand out what is held, GPUs in slot order, and begin anew."""
         cdef Py_ssize_t gpu

@@ -87,6 +87,26 @@ class Columns:
         ring.release(moved)
         return moved
 
+    def take(self, other: Columns) -> bool:
+        """Add a copy of the rows that `other` holds, which keeps them.
+
+        False when one of its GPUs has no room for them: nothing is added then. ValueError:
+        columns of other storages; rows of a slot beyond `gpus` (grow first).
+        """
+        if other.storages != self.storages:
+            raise ValueError(f"columns of {other.storages!r} into columns of {self.storages!r}")
+        for gpu, rows in enumerate(other._counts):
+            if rows and gpu >= self.gpus:
+                raise ValueError(f"row of GPU slot {gpu}; there are {self.gpus}, grow first")
+            if rows and self._counts[gpu] + rows > self.capacity_samples:
+                return False
+        for gpu, rows in enumerate(other._counts):
+            if rows:
+                first = self._counts[gpu]
+                self._rows[gpu][first : first + rows] = other._rows[gpu][:rows]
+                self._counts[gpu] = first + rows
+        return True
+
     def seal(self) -> list[Sealed]:
         """Hand out what is held, GPUs in slot order, and begin anew."""
         sealed = []

@@ -47,9 +47,16 @@ class Batcher:
     """Holds the columns between the rings and the frames; used on one thread."""
 
     def __init__(
-        self, rings: Rings, gpus: Sequence[Gpu], capacity_samples: int, *, encodes: bool = True
+        self,
+        rings: Rings,
+        gpus: Sequence[Gpu],
+        capacity_samples: int,
+        copy: Callable[[MetricSet, Columns], None] | None = None,
+        *,
+        encodes: bool = True,
     ) -> None:
         self._rings = rings
+        self._copy = copy  # is shown the columns before they are sealed
         self._encodes = encodes  # False where nothing is published: chunks are empty
         self._columns: Mapping[MetricSet, Columns] = {
             metric_set: Columns(metric_set.storages, len(gpus), capacity_samples)
@@ -83,6 +90,10 @@ class Batcher:
         return sealed
 
     def _seal(self, metric_set: MetricSet, columns: Columns) -> None:
+        if columns.pending_rows == 0:
+            return
+        if self._copy is not None:
+            self._copy(metric_set, columns)
         for part in columns.seal():
             batch = Batch(metric_set, part.time_ns, part.sequence, part.columns, part.valid)
             chunk = wire.encode_batch(batch) if self._encodes else b""

@@ -1,7 +1,8 @@
 """The collector: source, rings, batcher and publisher of one process.
 
     sampler thread   source -> rings
-    event loop       rings -> columns -> chunks -> frames -> publisher; latest values
+    event loop       rings -> columns -> chunks -> frames -> publisher; latest values, when they
+                     are asked for (`Recent`)
 
 A replay advances hand in hand with the loop: after each sweep the thread waits until the
 rings are drained, and when the source says "seal", until the frames have found room. So a
@@ -15,20 +16,21 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from gputel.batch import Batch
 from gputel.catalog import METRIC_SETS, Cadence, MetricSet
 from gputel.clock import NS_PER_MS, SYSTEM_CLOCK, Clock
-from gputel.collector import outbox, outbox_metrics, rates
+from gputel.collector import rates
 from gputel.collector.attribution import Attribution, AttributionSettings
 from gputel.collector.batcher import Batcher, Framer
 from gputel.collector.driver import describe_driver
 from gputel.collector.exporter import Exporter, ExporterSettings
-from gputel.collector.exporter.latest import lifetime_ns
-from gputel.collector.outbox import FiniteOutbox, LiveOutbox, Outbox, SpoolPlace
-from gputel.collector.processes import ProcessAccounting
+from gputel.collector.exporter.latest import Arrivals, all_now, lifetime_ns
 from gputel.collector.rates import Rates
+from gputel.collector.recent import LOOK_S, Recent
 from gputel.collector.sampler import Sampler
 from gputel.collector.settings import CollectorSettings
 from gputel.errors import GputelError
@@ -39,15 +41,17 @@ from gputel.sources import Source
 from gputel.sources.nvml_mig import MigParent, mig_parent
 from gputel.sources.source import Hardware
 
-if TYPE_CHECKING:  # without a broker, gRPC's 12 MB stay out
+if TYPE_CHECKING:  # without a broker, gRPC's 12 MB and protobuf's 4 MB stay out
     from gputel.broker import BrokerClient
+    from gputel.collector.outbox import Outbox
+    from gputel.collector.processes import ProcessAccounting
+    from gputel.collector.spool.place import SpoolPlace
 
 log = logging.getLogger(__name__)
 
 THREAD_DEADLINE_S: Final = 3.0
-#: Where nothing is published nothing is sealed for a frame: the exporter's values may be this
-#: old. Each round costs about a millisecond.
-STANDALONE_FLUSH_MS_MIN: Final = 500
+#: Bounds nothing but memory: sweeps whose lateness is not recorded yet.
+LATENESSES_MAX: Final = 16_384
 
 
 class Collector:
@@ -70,9 +74,6 @@ class Collector:
         self._spool = spool
         self._settings = settings
         self.source = source
-        self._flush_ms = settings.flush_ms
-        if broker is None:
-            self._flush_ms = max(self._flush_ms, STANDALONE_FLUSH_MS_MIN)
         self._hardware = source if isinstance(source, Hardware) else None
         self._broker = broker
         self._topic = topic
@@ -87,10 +88,13 @@ class Collector:
             )
             for metric_set in METRIC_SETS
         }
+        self._rings = tuple(self.rings.values())
         self.gpus: Sequence[Gpu] = ()
-        self.exporter = Exporter(exporter or ExporterSettings(), clock)
+        self.exporter = Exporter(exporter or ExporterSettings(), clock, self._bring)
         self.rates = Rates(0)
+        self._recent: Recent | None = None  # of a live source
         self.outbox: Outbox | None = None
+        self._note_swept: Callable[[int], None] | None = None
         self.processes: ProcessAccounting | None = None
         self.attribution: Attribution | None = None
         self._add_label_providers(attribution, telemetry)
@@ -98,12 +102,14 @@ class Collector:
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._wanted = asyncio.Event()  # a replay waits for us
+        self._wanted = asyncio.Event()  # a replay waits for us, or a ring fills up
         self._seal_wanted = False
         self._go_on = threading.Event()
         self._stopping = False
         self._rows = 0
         self._failure: GputelError | None = None
+        #: PERF(collector): a record of the SDK costs the sampler's thread as much as a sweep.
+        self._late_s: deque[float] = deque(maxlen=LATENESSES_MAX)
         self._observe_late_s = telemetry.histogram(
             "gputel_collector_tick_lateness_seconds", "How late a sweep began"
         )
@@ -113,6 +119,8 @@ class Collector:
         self, attribution: AttributionSettings | None, telemetry: Telemetry
     ) -> None:
         if self._settings.processes:
+            from gputel.collector.processes import ProcessAccounting
+
             self.processes = ProcessAccounting(
                 self.source,
                 self._clock,
@@ -153,15 +161,13 @@ class Collector:
         producer = self.source.identity or f"collector:{node}"
         if self._broker is not None:
             self.outbox = await self._open_outbox(self._broker, producer)
-        self._batcher = Batcher(
-            self.rings, self.gpus, self._capacity(), encodes=self._broker is not None
-        )
+        self._make_columns()
         self._framer = Framer(self.gpus)
         self._sampler = Sampler(
             self.source,
             self.rings,
             self._swept,
-            self._observe_late_s,
+            self._late_s.append,
             self._clock,
             self._settings.cpu_budget_percent / 100,
         )
@@ -174,6 +180,17 @@ class Collector:
         self._pump = asyncio.create_task(self._run(), name="collector-pump")
         self._sampler.start()
 
+    def _make_columns(self) -> None:
+        gpus, capacity = len(self.gpus), self._capacity()
+        copy = None
+        if not self._replay:
+            self._recent = Recent(gpus, capacity, self._waits_ns(), self._clock, self._look)
+            copy = self._recent.take
+        # Where a live source is not published, nobody seals: rows go from the rings to `_recent`.
+        self._batcher = Batcher(
+            self.rings, self.gpus, capacity, copy, encodes=self._broker is not None
+        )
+
     @property
     def polling(self) -> bool:
         """False while the driver is not called, on request."""
@@ -185,15 +202,19 @@ class Collector:
             (self._sampler.resume if wanted else self._sampler.pause)()
 
     async def _open_outbox(self, broker: BrokerClient, producer: str) -> Outbox:
+        from gputel.collector import outbox
+
         memory_bytes = self._settings.pending_bytes
         if self._live:
-            return await outbox.open_live(
+            live = await outbox.open_live(
                 broker, self._topic, producer, self._spool, memory_bytes, self._clock
             )
+            self._note_swept = live.swept
+            return live
         publisher = await broker.publisher(
             self._topic, producer, outbox.FINITE_EPOCH, pending_bytes=memory_bytes
         )
-        return FiniteOutbox(publisher, producer)
+        return outbox.FiniteOutbox(publisher, producer)
 
     async def stop(self) -> None:
         """Stop the source, publish what it has brought, wait for the acknowledgements."""
@@ -220,23 +241,27 @@ class Collector:
         # The unsealed part of a finite step is not published: its frame would carry a
         # sequence that the whole step will carry after a restart.
         if self._live:
-            self._drain()
-            await self._publish()
+            self._bring()
+            if self._broker is not None:
+                self._drain()
+                await self._publish()
 
     def _capacity(self) -> int:
         if self._replay:
             return 64
         fastest_hz = self._settings.fast_hz
-        return min(1024, max(16, math.ceil(4 * fastest_hz * self._flush_ms / 1000)))
+        return min(1024, max(16, math.ceil(4 * fastest_hz * self._settings.flush_ms / 1000)))
 
     # -- the thread's side -------------------------------------------------------------
 
     def _swept(self, sealed: bool) -> None:
-        if isinstance(self.outbox, LiveOutbox):
-            self.outbox.swept(sum(ring.pushed_rows for ring in self.rings.values()))
-        if not self._replay or (
-            not sealed and not any(r.pending_rows for r in self.rings.values())
-        ):
+        if self._note_swept is not None:
+            self._note_swept(sum([ring.pushed_rows for ring in self._rings]))
+        if not self._replay:
+            if self._broker is None and self._loop is not None and self._crowded():
+                self._loop.call_soon_threadsafe(self._wanted.set)
+            return
+        if not sealed and not any(r.pending_rows for r in self.rings.values()):
             return
         self._go_on.clear()
         if self._stopping or self._loop is None:
@@ -245,10 +270,13 @@ class Collector:
         self._loop.call_soon_threadsafe(self._wanted.set)
         self._go_on.wait()
 
+    def _crowded(self) -> bool:
+        return any(ring.pending_rows > ring.free_rows for ring in self._rings)
+
     # -- the loop's side ---------------------------------------------------------------
 
     async def _run(self) -> None:
-        period_s = self._flush_ms / 1000
+        period_s = self._settings.flush_ms / 1000
         try:
             while True:
                 if self._replay:
@@ -258,11 +286,20 @@ class Collector:
                     if self._seal_wanted:
                         await self._publish()
                         self._seal_wanted = False
+                    self._bring()
                     self._go_on.set()
+                elif self._broker is None:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_S):
+                            await self._wanted.wait()
+                    self._wanted.clear()
+                    self._bring()
                 else:
                     await self._clock.sleep(period_s)
                     self._drain()
                     await self._publish()
+                    if self._due():
+                        self._bring()
         except GputelError as failure:
             self._failure = failure
             log.error("publishing stopped: %s", failure)
@@ -273,20 +310,48 @@ class Collector:
             if gpus != self.gpus:  # some were added: before the first rows of theirs
                 self.gpus = gpus
                 self._batcher.grow(len(gpus))
+                if self._recent is not None:
+                    self._recent.grow(len(gpus))
                 self._framer.grow(gpus)
                 self.exporter.inventory(gpus)
                 self.rates = Rates(len(gpus))
-        self._rows += self._batcher.drain()
+        if self._recent is not None and self._broker is None:
+            self._rows += self._recent.drain(self.rings)
+        else:
+            self._rows += self._batcher.drain()
+
+    def _due(self) -> bool:
+        return self._recent is not None and self._recent.due
+
+    def _bring(self) -> None:
+        """Give the exporter and the rates what they have not seen: before a page, and now and
+        then. A recording's samples are given at once."""
+        while self._late_s:
+            self._observe_late_s(self._late_s.popleft())
+        if self._recent is None:
+            return
+        if self._broker is None:
+            self._drain()
+            self._export(self._take_events(), self._clock.monotonic_ns())
+        self._recent.look()
+
+    def _look(self, slot: int, batch: Batch, arrivals: Arrivals) -> None:
+        self.exporter.update(slot, batch, arrivals)
+        self.rates.update(slot, batch)
+
+    def _take_events(self) -> list[Event]:
+        events = list(self.source.events())
+        if self._sampler is not None:
+            events += self._sampler.journal.take()
+        return events
 
     async def _publish(self) -> None:
         sealed = self._batcher.seal()
         now_ns = self._clock.monotonic_ns()
-        for part in sealed:
-            self.exporter.update(part.slot, part.batch, now_ns)
-            self.rates.update(part.slot, part.batch)
-        events = list(self.source.events())
-        if self._sampler is not None:
-            events += self._sampler.journal.take()
+        if self._replay:
+            for part in sealed:
+                self._look(part.slot, part.batch, all_now(now_ns))
+        events = self._take_events()
         self._export(events, now_ns)
         if self.outbox is None:
             return
@@ -308,7 +373,7 @@ class Collector:
         periods_ns = {} if self._replay else dict(self.source.cadences())
         if self._sampler is not None and not self._replay:
             periods_ns |= {c: ticks.period_ns for c, ticks in self._sampler.ticks.items()}
-        waits_ns = self._flush_ms * NS_PER_MS
+        waits_ns = self._waits_ns()
         self.exporter.expect(
             {
                 metric_set: lifetime_ns(metric_set.cadence, periods_ns.get(metric_set.cadence))
@@ -316,6 +381,11 @@ class Collector:
                 for metric_set in METRIC_SETS
             }
         )
+
+    def _waits_ns(self) -> int:
+        """How long a sample may be in the rings when a page is asked for."""
+        at_once = self._broker is None and not self._replay
+        return 0 if at_once else self._settings.flush_ms * NS_PER_MS
 
     # -- what it says of itself --------------------------------------------------------
 
@@ -327,7 +397,10 @@ class Collector:
             "Rows that found their ring full",
             lambda: [(r.dropped_rows, {"set": s.name}) for s, r in self.rings.items()],
         )
-        outbox_metrics.describe(telemetry, lambda: self.outbox)
+        if self._broker is not None:
+            from gputel.collector import outbox_metrics
+
+            outbox_metrics.describe(telemetry, lambda: self.outbox)
         rates.describe(telemetry, lambda: self.rates)
         gauge("gputel_collector_gpus", "GPUs of the source", lambda: len(self.gpus))
         counter(

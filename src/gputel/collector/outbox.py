@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from urllib.parse import quote
 
@@ -23,6 +22,7 @@ from gputel.collector.spool.entry import Entry
 from gputel.collector.spool.files import Spool
 from gputel.collector.spool.ledger import Ledger, Progress, after_death
 from gputel.collector.spool.offering import Left
+from gputel.collector.spool.place import SpoolPlace
 from gputel.collector.spool.watermark import Watermark
 from gputel.inventory import Event
 
@@ -189,13 +189,6 @@ def _encode(draft: Draft, producer: str, epoch: int, sequence: int, sealed_at_ns
             processes=draft.processes,
         )
     )
-
-
-class SpoolPlace(NamedTuple):
-    """Where spools are, and how large one may become."""
-
-    directory: Path
-    bytes_max: int
 
 
 async def open_live(

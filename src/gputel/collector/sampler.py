@@ -125,6 +125,10 @@ class Sampler:
         self._clock = clock
         self._cpu_share_max = cpu_share_max
         self._stop = threading.Event()
+        # PERF(sampler): held until `stop`; to wait for a lock with a timeout is one call, and to
+        # wait for an Event is much Python, all of it cold after each sleep.
+        self._stopped = threading.Lock()
+        self._stopped.acquire()
         self._awake = threading.Event()  # cleared: paused
         self._awake.set()
         self._alive_ns = clock.monotonic_ns()
@@ -149,7 +153,9 @@ class Sampler:
 
     def stop(self, timeout_s: float) -> bool:
         """Ask the thread to end; False when it hangs in the driver."""
-        self._stop.set()
+        if not self._stop.is_set():
+            self._stop.set()
+            self._stopped.release()
         self._awake.set()
         if self._hardware is not None and self._watcher.ident is not None:
             self._hardware.unwatch()
@@ -209,8 +215,7 @@ class Sampler:
             while not self._stop.is_set() and not self._source.exhausted:
                 cadence = self._next()
                 ticks = self.ticks[cadence]
-                wait_ns = ticks.due_ns - self._clock.monotonic_ns()
-                if wait_ns > 0 and self._stop.wait(wait_ns / NS_PER_S):
+                if self._stops_before(ticks.due_ns):
                     return
                 if self.paused:
                     self._awake.wait()
@@ -224,13 +229,24 @@ class Sampler:
             self.failure = failure
             log.exception("the sampler died")
 
+    def _stops_before(self, due_ns: int) -> bool:
+        """Wait until it is `due_ns`; True when the thread shall end instead."""
+        wait_ns = due_ns - self._clock.monotonic_ns()
+        if wait_ns <= 0 or not self._stopped.acquire(timeout=wait_ns / NS_PER_S):
+            return False
+        self._stopped.release()  # another thread may wait too
+        return True
+
     def _next(self) -> Cadence:
         """Of those that are due the fastest, else the one that is due first."""
         now_ns = self._clock.monotonic_ns()
-        due = [cadence for cadence, ticks in self.ticks.items() if ticks.due_ns <= now_ns]
-        if due:
-            return min(due, key=lambda c: self.ticks[c].period_ns)
-        return min(self.ticks, key=lambda c: self.ticks[c].due_ns)
+        # (0, period) of one that is due is less than (1, due time) of one that isn't.
+        return min(
+            (0, ticks.budget.period_ns, i, cadence)
+            if ticks.due_ns <= now_ns
+            else (1, ticks.due_ns, i, cadence)
+            for i, (cadence, ticks) in enumerate(self.ticks.items())
+        )[3]
 
     def _begin(self, cadence: Cadence, ticks: Ticks) -> _Tick:
         late_ns = max(0, self._clock.monotonic_ns() - ticks.due_ns)

@@ -3,6 +3,8 @@
 Nothing else in gputel reads the environment.
 """
 
+from typing import TYPE_CHECKING
+
 from gputel.config.listen import Address, from_here, is_loopback, parse_address, parse_addresses
 from gputel.config.load import (
     default_data_dir,
@@ -20,7 +22,10 @@ from gputel.config.settings import (
     ObserveSettings,
     SinkSettings,
 )
-from gputel.config.yaml_file import read_yaml
+from gputel.lazy import lazy
+
+if TYPE_CHECKING:
+    from gputel.config.yaml_file import read_yaml
 
 __all__ = [
     "Address",
@@ -42,3 +47,5 @@ __all__ = [
     "read_environment",
     "read_yaml",
 ]
+
+__getattr__ = lazy(__name__, {"read_yaml": "yaml_file"})

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import yaml
 
 from gputel.collector.attribution.settings import compile_patterns
 from gputel.config.listen import is_loopback, parse_address, parse_addresses
 from gputel.config.settings import SECTIONS, SUBSECTIONS, Config
 from gputel.config.values import KEYS, SEVERAL, Given, convert, dotted, nearest, unknown_key
 from gputel.config.values import Path as KeyPath
-from gputel.config.yaml_file import parse_yaml, read_yaml
 from gputel.errors import ConfigError
 
 PREFIX: Final = "GPUTEL_"
@@ -98,7 +96,11 @@ def load(
     environment    `GPUTEL_*` and dcgm-exporter's variables; the process's own when None
     flags          dotted path -> (flag as the user typed it, value)
     """
-    tree = read_yaml(file) if file else {}
+    tree: dict[Any, Any] = {}
+    if file:
+        from gputel.config.yaml_file import read_yaml  # a collector without a file does without
+
+        tree = read_yaml(file)
     origin = str(file) if file else "defaults"
     config, errors = effective(
         tree, origin, read_environment() if environment is None else environment, flags or {}
@@ -110,6 +112,8 @@ def load(
 
 def problems(text: str, origin: str, environment: Mapping[str, str]) -> list[ConfigError]:
     """Everything that is wrong with a file's text under `environment`."""
+    from gputel.config.yaml_file import parse_yaml
+
     try:
         tree = parse_yaml(text, origin)
     except ConfigError as error:
@@ -264,5 +268,7 @@ def _check_patterns(config: Config, values: Values) -> list[ConfigError]:
 
 def dump(config: Config) -> str:
     """The configuration as YAML, secrets masked."""
+    import yaml
+
     text: str = yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True)
     return text

@@ -11,7 +11,7 @@ from gputel.catalog import Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector.collector import Collector
 from gputel.collector.exporter import OWN_METRICS_PATH, exporter_app
-from gputel.collector.outbox import SpoolPlace
+from gputel.collector.spool.place import SpoolPlace
 from gputel.config import Config
 from gputel.errors import GputelError
 from gputel.services.opening import opened

@@ -128,7 +128,8 @@ class Nvml:
                 hint="see nvidia-smi, or use sim or replay:PATH",
             )
         first = self._roster.gpus[0]
-        self.description = f"{len(self._roster.slots)} {first.model}, driver {first.driver_version}"
+        gpus = sum(not gpu.mig_parent for gpu in self._roster.gpus)
+        self.description = f"{gpus} {first.model}, driver {first.driver_version}"
         self._event_watch.start()
 
     def close(self) -> None:
@@ -199,7 +200,9 @@ class Nvml:
 
     def _read_processes(self, turn: int, time_ns: int) -> None:
         for number, slot in enumerate(self._roster.slots):
-            if not slot.active or self._processes_ns.get(number) == time_ns:
+            # A GPU's list has those of its MIG instances.
+            done = self._processes_ns.get(number) == time_ns
+            if done or not slot.active or slot.gpu.mig_parent:
                 continue
             if self._time_left() == (0,):
                 raise Preempted

@@ -4,7 +4,8 @@
                  ^             | after 1, 2, 4, ... 60 s, by UUID
                  +-------------+ restored
 
-A slot is a GPU's number in the rings and never changes hands. Three threads come here: the
+A slot is a GPU's number in the rings and never changes hands. A MIG instance has one too, behind
+those of the GPUs that were there before it. Three threads come here: the
 sampler's (sweeps, probes, discovery), the watch's (stalls) and the events' (fatal XIDs). The
 lock guards the states, and is never held during a driver call.
 """
@@ -27,6 +28,7 @@ from gputel.sources.journal import Journal
 from gputel.sources.nvml_events import EventWatch
 from gputel.sources.nvml_inventory import describe, text
 from gputel.sources.nvml_library import address_of
+from gputel.sources.nvml_mig import mig_instances
 from gputel.sources.source import Abandoned
 
 BACK_OFF_MIN_S: Final = 1
@@ -73,6 +75,7 @@ class Roster:
         self._clock = clock
         self._lock = threading.Lock()
         self.slots: list[Slot] = []
+        self._left_out: set[str] = set()  # GPUs and instances for which there was no slot
         self.unopened = 0  # GPUs that the driver counts, and that can't be opened
 
     @property
@@ -108,9 +111,10 @@ class Roster:
         nvml = self._nvml
         with self.claimed(turn, NODE):
             count = int(nvml.nvmlDeviceGetCount())
-            active = sum(slot.active for slot in self.slots)
+            active = sum(slot.active and not slot.gpu.mig_parent for slot in self.slots)
             if count != active or self.unopened or first:
                 self._open_new(count, told=not first)
+            self._compare_instances(told=not first)
         return count
 
     def _open_new(self, count: int, *, told: bool) -> None:
@@ -135,9 +139,30 @@ class Roster:
         if count > GPUS_PER_NODE_MAX:
             _log.warning("nvml: %d GPUs, the first %d are read", count, GPUS_PER_NODE_MAX)
 
+    def _compare_instances(self, *, told: bool) -> None:
+        """Take MIG instances that are new, and give up those that are there no more."""
+        known = {slot.gpu.uuid: number for number, slot in enumerate(self.slots)}
+        listed: set[str] = set()
+        wholes = [slot for slot in self.slots if slot.active and not slot.gpu.mig_parent]
+        for whole in wholes:
+            for handle, gpu in mig_instances(self._nvml, whole.handle, whole.gpu):
+                listed.add(gpu.uuid)
+                if gpu.uuid not in known:
+                    self._add(gpu, handle, told=told)
+                elif not self.slots[known[gpu.uuid]].active:
+                    self.slots[known[gpu.uuid]].probe_at_ns = 0
+        answering = {whole.gpu.uuid for whole in wholes}
+        for number, slot in enumerate(self.slots):
+            gone = slot.active and slot.gpu.mig_parent in answering
+            if gone and slot.gpu.uuid not in listed:
+                slot.removed = True
+                self.lose(number, EventKind.REMOVED, 0, "the MIG instance was destroyed")
+
     def _add(self, gpu: Gpu, handle: Any, *, told: bool) -> None:
         if len(self.slots) == GPUS_PER_NODE_MAX:
-            _log.error("nvml: %s is left out: %d GPUs were seen", gpu.uuid, GPUS_PER_NODE_MAX)
+            if gpu.uuid not in self._left_out:
+                self._left_out.add(gpu.uuid)
+                _log.error("nvml: %s is left out: %d GPUs were seen", gpu.uuid, GPUS_PER_NODE_MAX)
             return
         # The slot is known before its first row can be.
         self.slots.append(Slot(gpu))
@@ -148,7 +173,8 @@ class Roster:
 
     def _activate(self, number: int, handle: Any) -> None:
         slot = self.slots[number]
-        sees_xids = self._events.register(handle, slot.gpu.uuid)
+        # An instance has no events of its own: XIDs are its GPU's.
+        sees_xids = not slot.gpu.mig_parent and self._events.register(handle, slot.gpu.uuid)
         with self._lock:
             slot.handle = handle
             slot.active = True

@@ -1,16 +1,21 @@
 """What travels: chunks of samples (docs/reference/chunk-format.md) in frames (frame.md)."""
 
+from typing import TYPE_CHECKING
+
 from gputel.kernels import ChunkHeader, read_chunk_header
+from gputel.lazy import lazy
 from gputel.wire.chunk import chunk_rows, decode_chunk, encode_batch
-from gputel.wire.frame import (
-    I64_MAX,
-    PERCENT_MAX,
-    PROCESSES_MAX,
-    Frame,
-    GpuChunks,
-    decode_frame,
-    encode_frame,
-)
+
+if TYPE_CHECKING:
+    from gputel.wire.frame import (
+        I64_MAX,
+        PERCENT_MAX,
+        PROCESSES_MAX,
+        Frame,
+        GpuChunks,
+        decode_frame,
+        encode_frame,
+    )
 
 __all__ = [
     "I64_MAX",
@@ -26,3 +31,20 @@ __all__ = [
     "encode_frame",
     "read_chunk_header",
 ]
+
+# A collector that publishes nothing does without protobuf.
+__getattr__ = lazy(
+    __name__,
+    dict.fromkeys(
+        (
+            "I64_MAX",
+            "PERCENT_MAX",
+            "PROCESSES_MAX",
+            "Frame",
+            "GpuChunks",
+            "decode_frame",
+            "encode_frame",
+        ),
+        "frame",
+    ),
+)

@@ -18,6 +18,7 @@ from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
 from gputel.broker.consume_stream import READ_BYTES_MAX
+from gputel.broker.engines import make_engine
 from gputel.broker.publish_stream import PublishStream
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import BrokerSettings
@@ -35,7 +36,7 @@ LOG_MIB = 32
 async def serving(path: Path) -> AsyncIterator[BrokerServer]:
     telemetry = Telemetry("broker")
     settings = BrokerSettings(listen="127.0.0.1:0", partitions=1, disk_reserve_bytes=0)
-    server = BrokerServer(settings, path, telemetry, Health("broker"))
+    server = BrokerServer(settings, make_engine(settings, path), telemetry, Health("broker"))
     await server.start()
     try:
         yield server

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gputel import broker
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import SystemClock
@@ -43,7 +44,9 @@ class StandingClock(SystemClock):
 async def serving(path: Path) -> AsyncIterator[tuple[BrokerServer, grpc.aio.Channel]]:
     telemetry = Telemetry("broker")
     settings = BrokerSettings(listen="127.0.0.1:0", partitions=4, disk_reserve_bytes=0)
-    server = BrokerServer(settings, path, telemetry, Health("broker"), StandingClock())
+    clock = StandingClock()
+    engine = make_engine(settings, path, clock=clock)
+    server = BrokerServer(settings, engine, telemetry, Health("broker"), clock)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(server.address) as channel:

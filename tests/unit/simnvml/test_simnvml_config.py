@@ -51,6 +51,15 @@ def test_understood(config: str, output: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ("mig=0:9g.1gb", "mig=0:9g.1gb: 9g.1gb is no MIG profile of a h100"),
+        ("gpus=2,mig=2:1g.10gb", "mig=2:1g.10gb: there are gpus=2, the first is 0"),
+        ("mig=0:4g.40gb+4g.40gb", "7 compute and 8 memory slices can be divided"),
+        ("mig=0", "mig=0: GPU:PROFILE+PROFILE is allowed, such as 0:3g.40gb+3g.40gb"),
+        ("mig=x:1g.10gb", "mig=x:1g.10gb: GPU:PROFILE+PROFILE is allowed"),
+        ("mig=0:", "mig=0:: GPU:PROFILE+PROFILE is allowed"),
+        ("mig=100:1g.10gb", "mig=100:1g.10gb: GPU:PROFILE+PROFILE is allowed"),
+        ("model=rtx4090,mig=0:1g.10gb", "mig=0:1g.10gb: a rtx4090 has no MIG"),
+        ("mig=0:1g.10gb,model=b200", "1g.10gb is no MIG profile of a b200"),
         ("gpus=0", "gpus=0: a number from 1 to 64 is allowed"),
         ("gpus=65", "gpus=65: a number from 1 to 64 is allowed"),
         ("gpus=+3", "gpus=+3: a number from 1 to 64 is allowed"),

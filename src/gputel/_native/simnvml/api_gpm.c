@@ -78,10 +78,8 @@ nvmlReturn_t nvmlGpmSampleFree(nvmlGpmSample_t gpmSample)
     return sample ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
 }
 
-nvmlReturn_t nvmlGpmSampleGet(nvmlDevice_t device, nvmlGpmSample_t gpmSample)
+static nvmlReturn_t take_sample(const sim_gpu *gpu, nvmlGpmSample_t gpmSample)
 {
-    DEVICE_CALL(nvmlGpmSampleGet, gpmSample);
-    REQUIRE(sim_has(PROFILE, SIM_GPM));
     pthread_mutex_lock(&lock);
     gpm_sample *sample = sample_of(gpmSample);
     if (sample) {
@@ -94,13 +92,23 @@ nvmlReturn_t nvmlGpmSampleGet(nvmlDevice_t device, nvmlGpmSample_t gpmSample)
     return sample ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
 }
 
-/* MIG is off: there is no instance. */
+nvmlReturn_t nvmlGpmSampleGet(nvmlDevice_t device, nvmlGpmSample_t gpmSample)
+{
+    DEVICE_CALL(nvmlGpmSampleGet, gpmSample);
+    REQUIRE(sim_has(PROFILE, SIM_GPM));
+    return take_sample(gpu, gpmSample);
+}
+
+/* An instance is as busy as its GPU. */
 nvmlReturn_t nvmlGpmMigSampleGet(nvmlDevice_t device, unsigned int gpuInstanceId,
                                  nvmlGpmSample_t gpmSample)
 {
-    (void)gpuInstanceId;
     DEVICE_CALL(nvmlGpmMigSampleGet, gpmSample);
-    return NVML_ERROR_NOT_SUPPORTED;
+    REQUIRE(sim_has(PROFILE, SIM_GPM) && sim.config.mig[gpu->number].on);
+    for (unsigned i = 0; i < sim.config.mig[gpu->number].count; i++)
+        if (sim.config.mig[gpu->number].instances[i].id == gpuInstanceId)
+            return take_sample(gpu, gpmSample);
+    return NVML_ERROR_INVALID_ARGUMENT;
 }
 
 /* ---- Metrics ----------------------------------------------------------------------------- */

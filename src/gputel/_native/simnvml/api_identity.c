@@ -9,13 +9,23 @@
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned int length)
 {
     CACHED_CALL(nvmlDeviceGetName, name);
-    return sim_copy_text(name, length, PROFILE->name);
+    const sim_mig_instance *instance = sim_mig_instance_of(device);
+    char text[NVML_DEVICE_NAME_V2_BUFFER_SIZE];
+    if (!instance)
+        return sim_copy_text(name, length, PROFILE->name);
+    snprintf(text, sizeof text, "%s MIG %s", PROFILE->name, instance->profile->name);
+    return sim_copy_text(name, length, text);
 }
 
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int length)
 {
     CACHED_CALL(nvmlDeviceGetUUID, uuid);
-    return sim_copy_text(uuid, length, gpu->identity.uuid);
+    const sim_mig_instance *instance = sim_mig_instance_of(device);
+    char text[NVML_DEVICE_UUID_V2_BUFFER_SIZE];
+    if (!instance)
+        return sim_copy_text(uuid, length, gpu->identity.uuid);
+    sim_mig_uuid(gpu, instance, text);
+    return sim_copy_text(uuid, length, text);
 }
 
 nvmlReturn_t nvmlDeviceGetSerial(nvmlDevice_t device, char *serial, unsigned int length)
@@ -190,19 +200,6 @@ nvmlReturn_t nvmlDeviceOnSameBoard(nvmlDevice_t device1, nvmlDevice_t device2, i
     CACHED_CALL(nvmlDeviceOnSameBoard, onSameBoard && sim_gpu_of(device2));
     *onSameBoard = sim_gpu_of(device2) == gpu;
     return NVML_SUCCESS;
-}
-
-/* Of MIG instances alone. */
-nvmlReturn_t nvmlDeviceGetAttributes_v2(nvmlDevice_t device, nvmlDeviceAttributes_t *attributes)
-{
-    CACHED_CALL(nvmlDeviceGetAttributes_v2, attributes);
-    return NVML_ERROR_NOT_SUPPORTED;
-}
-
-nvmlReturn_t nvmlDeviceGetAttributes(nvmlDevice_t device, nvmlDeviceAttributes_t *attributes)
-{
-    CACHED_CALL(nvmlDeviceGetAttributes, attributes);
-    return NVML_ERROR_NOT_SUPPORTED;
 }
 
 nvmlReturn_t nvmlDeviceGetNumGpuCores(nvmlDevice_t device, unsigned int *numCores)

@@ -1,4 +1,4 @@
-/* Modes, virtualization and MIG: what an administrator sets. The driver knows them by heart. */
+/* Modes and virtualization: what an administrator sets. The driver knows them by heart. */
 #include "driver.h"
 
 #include <string.h>
@@ -121,58 +121,4 @@ nvmlReturn_t nvmlDeviceGetConfComputeProtectedMemoryUsage(nvmlDevice_t device,
     REQUIRE(sim_has(PROFILE, SIM_CONFIDENTIAL));
     *memory = (nvmlMemory_t){0};
     return NVML_SUCCESS;
-}
-
-/* ---- MIG, off ------------------------------------------------------------------------------ */
-
-nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *currentMode,
-                                  unsigned int *pendingMode)
-{
-    CACHED_CALL(nvmlDeviceGetMigMode, currentMode && pendingMode);
-    REQUIRE(sim_has(PROFILE, SIM_MIG));
-    *currentMode = *pendingMode = 0;
-    return NVML_SUCCESS;
-}
-
-nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *isMigDevice)
-{
-    CACHED_CALL(nvmlDeviceIsMigDeviceHandle, isMigDevice);
-    *isMigDevice = 0;
-    return NVML_SUCCESS;
-}
-
-nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned int *count)
-{
-    CACHED_CALL(nvmlDeviceGetMaxMigDeviceCount, count);
-    *count = sim_has(PROFILE, SIM_MIG) ? 7 : 0;
-    return NVML_SUCCESS;
-}
-
-nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int index,
-                                                 nvmlDevice_t *migDevice)
-{
-    CACHED_CALL(nvmlDeviceGetMigDeviceHandleByIndex, migDevice && index < 7);
-    REQUIRE(sim_has(PROFILE, SIM_MIG));
-    return NVML_ERROR_NOT_FOUND;
-}
-
-/* A handle of the device itself is no MIG handle. */
-nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t migDevice,
-                                                          nvmlDevice_t *whole)
-{
-    nvmlDevice_t device = migDevice;
-    CACHED_CALL(nvmlDeviceGetDeviceHandleFromMigDeviceHandle, whole);
-    return NVML_ERROR_INVALID_ARGUMENT;
-}
-
-nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t device, unsigned int *id)
-{
-    CACHED_CALL(nvmlDeviceGetGpuInstanceId, id);
-    return NVML_ERROR_NOT_SUPPORTED;
-}
-
-nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t device, unsigned int *id)
-{
-    CACHED_CALL(nvmlDeviceGetComputeInstanceId, id);
-    return NVML_ERROR_NOT_SUPPORTED;
 }

@@ -221,6 +221,8 @@ static int bus_id_matches(const sim_identity *identity, const void *bus_id)
 nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
 {
     HOST_CALL(nvmlDeviceGetHandleByUUID, uuid && device);
+    if (strncasecmp(uuid, "MIG-", 4) == 0)
+        return sim_mig_handle_named(uuid, device);
     return by_identity(uuid_matches, uuid, device);
 }
 

@@ -16,12 +16,19 @@ nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_
     return NVML_SUCCESS;
 }
 
+/* What a MIG instance has of the whole; all of it for a GPU. */
+static unsigned long long part_of(nvmlDevice_t device, unsigned long long bytes)
+{
+    const sim_mig_instance *instance = sim_mig_instance_of(device);
+    return instance ? bytes / SIM_MIG_EIGHTHS * instance->profile->eighths : bytes;
+}
+
 /* This form counts what the driver reserves as used. */
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
 {
     DEVICE_CALL(nvmlDeviceGetMemoryInfo, memory);
-    memory->total = PROFILE->memory_bytes;
-    memory->used = SEEN.memory_used_bytes + PROFILE->reserved_bytes;
+    memory->total = part_of(device, PROFILE->memory_bytes);
+    memory->used = part_of(device, SEEN.memory_used_bytes) + part_of(device, PROFILE->reserved_bytes);
     memory->free = memory->total - memory->used;
     return NVML_SUCCESS;
 }
@@ -31,9 +38,9 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *me
     DEVICE_CALL(nvmlDeviceGetMemoryInfo_v2, memory);
     if (memory->version != NVML_STRUCT_VERSION(Memory, 2))
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    memory->total = PROFILE->memory_bytes;
-    memory->reserved = PROFILE->reserved_bytes;
-    memory->used = SEEN.memory_used_bytes;
+    memory->total = part_of(device, PROFILE->memory_bytes);
+    memory->reserved = part_of(device, PROFILE->reserved_bytes);
+    memory->used = part_of(device, SEEN.memory_used_bytes);
     memory->free = memory->total - memory->reserved - memory->used;
     return NVML_SUCCESS;
 }

@@ -118,6 +118,11 @@ nvmlReturn_t sim_enter_gpu(sim_call *call, sim_function function, sim_reach reac
         if (result != NVML_SUCCESS)
             return result;
     }
+    if (__builtin_expect(sim.config.mig[found->number].on | device->instance, 0)) {
+        nvmlReturn_t result = sim_mig_call(device, function);
+        if (result != NVML_SUCCESS || device->instance)
+            return result;
+    }
     if (device->incarnation != found->incarnation % SIM_INCARNATIONS)
         return NVML_ERROR_INVALID_ARGUMENT;
     return NVML_SUCCESS;

@@ -177,6 +177,21 @@ static bool read_fault(sim_config *config, const char *text)
     return true;
 }
 
+/* GPU:PROFILE+PROFILE; read when the model is known. */
+static bool read_mig(sim_config *config, const char *text)
+{
+    char number[4];
+    uint64_t gpu;
+    size_t length = strcspn(text, ":");
+    const char *profiles = text + length + 1;
+    snprintf(number, sizeof number, "%.*s", (int)(length < 3 ? length : 3), text);
+    if (text[length] != ':' || !whole(number, 0, SIM_GPUS_MAX - 1, &gpu) || length > 2 ||
+        *profiles == '\0' || strlen(profiles) >= SIM_MIG_TEXT_BYTES_MAX)
+        return complain("mig", text, "GPU:PROFILE+PROFILE is allowed, such as 0:3g.40gb+3g.40gb");
+    strcpy(config->mig_text[gpu], profiles);
+    return true;
+}
+
 static const struct {
     const char *key;
     bool (*read)(sim_config *config, const char *text);
@@ -185,7 +200,7 @@ static const struct {
     {"profile", read_profile}, {"refresh_ms", read_refresh}, {"latency_us", read_latency},
     {"wait", read_wait},     {"clock", read_clock},     {"timing", read_timing},
     {"accounting", read_accounting}, {"driver", read_driver}, {"anchor", read_anchor},
-    {"pids", read_pids},     {"fault", read_fault},
+    {"pids", read_pids},     {"fault", read_fault},     {"mig", read_mig},
 };
 
 static bool read_item(sim_config *config, char *item)
@@ -202,7 +217,7 @@ static bool read_item(sim_config *config, char *item)
     return complain(item, value,
                     "the keys are gpus, model, seed, profile, refresh_ms, latency_us, "
                     "latency.FUNCTION, wait, clock, timing, accounting, driver, anchor, pids, "
-                    "fault");
+                    "fault, mig");
 }
 
 static bool read_items(const char *text, sim_config *config)
@@ -250,6 +265,23 @@ static bool read_file(const char *path, sim_config *config)
     return read;
 }
 
+static bool settle_mig(sim_config *config, unsigned gpu)
+{
+    char problem[128];
+    const char *text = config->mig_text[gpu];
+    if (*text == '\0')
+        return true;
+    if (gpu >= config->gpus) {
+        fprintf(stderr, "GPUTEL_SIM: mig=%u:%s: there are gpus=%u, the first is 0\n", gpu, text,
+                config->gpus);
+        return false;
+    }
+    if (sim_mig_read(text, config->profile, &config->mig[gpu], problem, sizeof problem))
+        return true;
+    fprintf(stderr, "GPUTEL_SIM: mig=%u:%s: %s\n", gpu, text, problem);
+    return false;
+}
+
 /* What depends on two keys: the order in which they stand does not matter. */
 static bool settle(sim_config *config)
 {
@@ -263,6 +295,9 @@ static bool settle(sim_config *config)
                     config->faults[i].gpu, config->gpus);
             return false;
         }
+    for (unsigned i = 0; i < SIM_GPUS_MAX; i++)
+        if (!settle_mig(config, i))
+            return false;
     return true;
 }
 

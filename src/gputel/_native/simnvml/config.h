@@ -3,11 +3,13 @@
 #define GPUTEL_SIM_CONFIG_H
 
 #include "faults.h"
+#include "mig.h"
 #include "profiles.h"
 
 #define SIM_GPUS_MAX 64
 #define SIM_PIDS_MAX 16
 #define SIM_CONFIG_FAULTS_MAX 128
+#define SIM_MIG_TEXT_BYTES_MAX 128
 #define SIM_ANCHOR_AGE_MAX_NS (24ULL * 3600 * 1000000000) /* what is caught up at the start */
 
 typedef enum { SIM_IDLE, SIM_TRAINING, SIM_INFERENCE, SIM_MIXED } sim_workload;
@@ -33,6 +35,8 @@ typedef struct {
         int gpu;
     } faults[SIM_CONFIG_FAULTS_MAX];
     unsigned fault_count;
+    sim_mig mig[SIM_GPUS_MAX];
+    char mig_text[SIM_GPUS_MAX][SIM_MIG_TEXT_BYTES_MAX]; /* as it was given; empty: MIG is off */
 } sim_config;
 
 /* Read `text`, the value of GPUTEL_SIM (NULL: all defaults). False, after a message on

@@ -24,6 +24,7 @@
 /* What a handle points to. It is never read by a caller. */
 struct nvmlDevice_st {
     unsigned char number, incarnation;
+    unsigned char instance; /* 0: the GPU; else a MIG instance of it, counted from 1 */
 };
 
 /* What can have faults: a GPU, and the host for calls that concern none. */
@@ -64,6 +65,7 @@ typedef struct {
 
 extern sim_driver sim;
 extern struct nvmlDevice_st sim_handles[SIM_GPUS_MAX][SIM_INCARNATIONS];
+extern struct nvmlDevice_st sim_mig_handles[SIM_GPUS_MAX][SIM_MIG_MAX];
 
 /* ---- Calls --------------------------------------------------------------------------------- */
 
@@ -141,6 +143,20 @@ static inline unsigned sim_board_id(const sim_gpu *gpu)
 {
     return gpu->identity.domain << 16 | gpu->identity.bus << 8;
 }
+
+/* ---- MIG ----------------------------------------------------------------------------------- */
+
+/* The instance of a valid handle, NULL for a GPU's. */
+const sim_mig_instance *sim_mig_instance_of(nvmlDevice_t device);
+
+/* What MIG has to say of a call with this handle, of an instance or of a GPU that has some. */
+nvmlReturn_t sim_mig_call(nvmlDevice_t device, sim_function function);
+
+/* `uuid` has room for NVML_DEVICE_UUID_V2_BUFFER_SIZE. */
+void sim_mig_uuid(const sim_gpu *gpu, const sim_mig_instance *instance, char *uuid);
+
+/* NOT_FOUND when no instance has it. */
+nvmlReturn_t sim_mig_handle_named(const char *uuid, nvmlDevice_t *device);
 
 /* Put a fault on `gpu` (SIM_ANY: on all, and on the host where it has a meaning there).
  * False, and nothing done, when there is no room. */

@@ -8,16 +8,23 @@
 sim_driver sim;
 
 struct nvmlDevice_st sim_handles[SIM_GPUS_MAX][SIM_INCARNATIONS];
+struct nvmlDevice_st sim_mig_handles[SIM_GPUS_MAX][SIM_MIG_MAX];
 
 nvmlDevice_t sim_handle(const sim_gpu *gpu)
 {
     return &sim_handles[gpu->number][gpu->incarnation % SIM_INCARNATIONS];
 }
 
+static bool is_in(nvmlDevice_t device, const void *handles, size_t bytes)
+{
+    uintptr_t offset = (uintptr_t)device - (uintptr_t)handles;
+    return offset < bytes && offset % sizeof *device == 0;
+}
+
 sim_gpu *sim_gpu_of(nvmlDevice_t device)
 {
-    uintptr_t offset = (uintptr_t)device - (uintptr_t)sim_handles;
-    if (offset >= sizeof sim_handles || offset % sizeof **sim_handles)
+    if (!is_in(device, sim_handles, sizeof sim_handles) &&
+        !is_in(device, sim_mig_handles, sizeof sim_mig_handles))
         return NULL;
     return device->number < sim.config.gpus ? &sim.gpus[device->number] : NULL;
 }

@@ -103,7 +103,9 @@ static void prepare(void)
     for (unsigned i = 0; i < SIM_GPUS_MAX; i++) {
         pthread_mutex_init(&sim.gpus[i].target.lock, NULL);
         for (unsigned j = 0; j < SIM_INCARNATIONS; j++)
-            sim_handles[i][j] = (struct nvmlDevice_st){(unsigned char)i, (unsigned char)j};
+            sim_handles[i][j] = (struct nvmlDevice_st){(unsigned char)i, (unsigned char)j, 0};
+        for (unsigned j = 0; j < SIM_MIG_MAX; j++)
+            sim_mig_handles[i][j] = (struct nvmlDevice_st){(unsigned char)i, 0, (unsigned char)(j + 1)};
     }
 }
 

@@ -83,8 +83,9 @@ class Devices:
 
     def __init__(self, gpus: Sequence[Gpu], parents: Mapping[str, MigParent]) -> None:
         self._by_uuid = {gpu.uuid: gpu for gpu in gpus}
-        self._by_index = {gpu.index: gpu for gpu in gpus}
-        self._by_device = {gpu.device: gpu for gpu in gpus if gpu.device}
+        wholes = [gpu for gpu in gpus if not gpu.mig_parent]
+        self._by_index = {gpu.index: gpu for gpu in wholes}
+        self._by_device = {gpu.device: gpu for gpu in wholes if gpu.device}
         self._parents = parents
 
     def find(self, device: DeviceRef) -> tuple[Gpu, DeviceRef] | None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from gputel._proto.gputel.kubelet.v1 import pod_resources_pb2 as kubelet
 from gputel.clock import NS_PER_S, Clock
 from gputel.collector.attribution.devices import (
     DeviceRef,
@@ -26,9 +25,11 @@ from gputel.collector.blocking import DaemonCaller
 from gputel.inventory import Gpu
 from gputel.sources.nvml_mig import MigParent
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # without a kubelet, gRPC and protobuf stay out
     import grpc
     import grpc.aio
+
+    from gputel._proto.gputel.kubelet.v1 import pod_resources_pb2 as kubelet
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,8 @@ class Kubernetes:
     async def _list(self) -> kubelet.ListPodResourcesResponse:
         import grpc
         import grpc.aio
+
+        from gputel._proto.gputel.kubelet.v1 import pod_resources_pb2 as kubelet
 
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(

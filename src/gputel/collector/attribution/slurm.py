@@ -53,7 +53,7 @@ class JobFiles:
             elif isinstance(error, PermissionError):
                 reason = "denied"
             raise ReadFailed(reason, f"{self._directory}: {error.strerror}") from None
-        by_index = {gpu.index: gpu for gpu in gpus}
+        by_index = {gpu.index: gpu for gpu in gpus if not gpu.mig_parent}
         found = set()
         for index, instance, job in jobs:
             gpu = by_index.get(index)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, get_args
 
 from gputel.batch import Batch
@@ -23,7 +23,7 @@ from gputel.collector.exporter.counters import (
     read_counters,
 )
 from gputel.collector.exporter.exposition import Format, LabelProvider
-from gputel.collector.exporter.latest import Latest
+from gputel.collector.exporter.latest import Arrivals, Latest
 from gputel.collector.exporter.profiles import (
     CLOCK_EVENTS,
     SAMPLE,
@@ -51,10 +51,20 @@ _BITS: Final = [[bit for bit in CLOCK_EVENTS if value & bit] for value in range(
 
 
 class Exporter:
-    """Pages of the latest values. InputError: the counter file can't be used."""
+    """Pages of the latest values. InputError: the counter file can't be used.
 
-    def __init__(self, settings: ExporterSettings, clock: Clock = SYSTEM_CLOCK) -> None:
+    `bring` is called before a page is made: who has news that wait gives them to `update` and
+    `observe`.
+    """
+
+    def __init__(
+        self,
+        settings: ExporterSettings,
+        clock: Clock = SYSTEM_CLOCK,
+        bring: Callable[[], None] = lambda: None,
+    ) -> None:
         self._clock = clock
+        self._bring = bring
         self.latest = Latest()
         self.xids = Window(settings.xid_window_ms)
         self.clock_events = Window(settings.clock_events_window_ms)
@@ -90,11 +100,11 @@ class Exporter:
         """Take the GPUs as they are known now; new ones stand behind the old."""
         self.latest.inventory(gpus)
 
-    def update(self, slot: int, batch: Batch, now_ns: int) -> None:
-        """Take a batch of the GPU in `slot`; `now_ns` is monotonic."""
-        self.latest.update(slot, batch, now_ns)
+    def update(self, slot: int, batch: Batch, arrivals: Arrivals) -> None:
+        """Take a batch of the GPU in `slot`."""
+        self.latest.update(slot, batch, arrivals)
         if batch.metric_set is _REASONS_SET:
-            self._count_clock_events(slot, batch, now_ns)
+            self._count_clock_events(slot, batch, arrivals.now_ns)
 
     def observe(self, events: Sequence[Event], now_ns: int) -> None:
         """Take events; `now_ns` is monotonic."""
@@ -106,6 +116,7 @@ class Exporter:
 
     def page(self, profile: ProfileName, form: Format) -> bytes:
         """The page of a profile in a format, now."""
+        self._bring()
         page = self._pages.get((profile, form))
         if page is None:
             page = self._pages[profile, form] = Page(

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gputel.batch import Batch
-from gputel.catalog import BY_NAME, METRIC_SETS, Cadence, MetricSet
+from gputel.catalog import BY_NAME, METRIC_SETS, SET_OF, Cadence, MetricSet
 from gputel.clock import NS_PER_S
 from gputel.inventory import Event, EventKind, Gpu
 
@@ -38,6 +38,7 @@ VIEWS: Final[Mapping[str, np.dtype[Any]]] = {
 }
 NEVER_NS: Final = -(2**62)
 XID_COLUMN: Final = COLUMN[BY_NAME["xid_last"]]
+_XID_SET: Final = SET_OF[BY_NAME["xid_last"]]
 
 # A value lives for three of its periods, and through a short pause of the whole process; a GPU
 # whose calls hang shall be down within two seconds.
@@ -57,6 +58,24 @@ def lifetime_ns(cadence: Cadence, period_ns: int | None) -> int:
         life_s = RECORDED_SLOW_LIFE_S if cadence is Cadence.SLOW else RECORDED_LIFE_S
         return life_s * NS_PER_S
     return max(LIFE_PERIODS * period_ns, round(LIFE_S_MIN * NS_PER_S))
+
+
+class Arrivals(NamedTuple):
+    """When the samples of a live source came, by the monotonic clock: at the wall time they
+    carry, but never before `since_ns` or after `now_ns`, for a wall clock may be set."""
+
+    now_ns: int
+    since_ns: int
+    wall_ahead_ns: int  # the wall clock's lead over the monotonic one
+
+    def of(self, time_ns: int) -> int:
+        """When the sample with this wall time came."""
+        return min(max(time_ns - self.wall_ahead_ns, self.since_ns), self.now_ns)
+
+
+def all_now(now_ns: int) -> Arrivals:
+    """All samples come at `now_ns`: a recording's, whose times are old."""
+    return Arrivals(now_ns, now_ns, 0)
 
 
 class _Layout:
@@ -91,6 +110,7 @@ class Latest:
         self._set_arrived_ns: npt.NDArray[np.int64] = np.zeros((0, len(METRIC_SETS)), np.int64)
         self._lost: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
         self._xid_seen: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._xids: dict[int, Event] = {}  # the last one of a slot
         self._layouts = {metric_set: _Layout(metric_set) for metric_set in METRIC_SETS}
         self._number = {metric_set: n for n, metric_set in enumerate(METRIC_SETS)}
         self._stale_ns = np.zeros(len(METRIC_SETS), np.int64)
@@ -124,34 +144,43 @@ class Latest:
         """The slot of a GPU."""
         return self._slots.get(uuid)
 
-    def update(self, slot: int, batch: Batch, now_ns: int) -> None:
-        """Take the newest valid value of each column; `now_ns` is monotonic."""
+    def update(self, slot: int, batch: Batch, arrivals: Arrivals) -> None:
+        """Take the newest valid value of each column."""
         layout = self._layouts[batch.metric_set]
         last = len(batch) - 1
         valid = (batch.valid[:, last >> 3] >> (last & 7) & 1).view(np.bool_)
         # PERF(latest): one struct call for the row. Numpy's way, an assignment a column, costs
         # four times as much at the few samples a batch has.
         layout.pack([column.item(last) for column in batch.columns])
-        if last and not valid.all():
-            valid = self._older(layout, batch, valid)
+        arrived_ns = arrivals.of(batch.time_ns.item(last))
+        arrived_of = self._arrived_ns[slot, layout.cells]
         if valid.any():
             np.copyto(self.cells[slot, layout.cells], layout.row, where=valid)
-            self._arrived_ns[slot, layout.cells][valid] = now_ns
-            self._set_arrived_ns[slot, self._number[batch.metric_set]] = now_ns
+            arrived_of[valid] = arrived_ns
+            self._set_arrived_ns[slot, self._number[batch.metric_set]] = arrived_ns
+        if last and not valid.all():
+            self._take_older(slot, batch, ~valid, arrivals)
+        if batch.metric_set is _XID_SET and slot in self._xids:
+            xid = self._xids[slot]
+            if batch.time_ns.item(last) <= xid.time_ns:  # the row waited longer than the event
+                self.cells[slot, XID_COLUMN] = xid.code
         self.version += 1
 
-    @staticmethod
-    def _older(
-        layout: _Layout, batch: Batch, valid: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[np.bool_]:
+    def _take_older(
+        self, slot: int, batch: Batch, wanted: npt.NDArray[np.bool_], arrivals: Arrivals
+    ) -> None:
         """Where the newest row has no value, an older row of the batch may."""
-        valid = valid.copy()
-        for j in np.flatnonzero(~valid & batch.valid.any(axis=1)):
-            row = int(np.flatnonzero(batch.mask(int(j)))[-1])
+        cells = self._layouts[batch.metric_set].cells
+        row, arrived_ns = self.cells[slot, cells], self._arrived_ns[slot, cells]
+        number = self._number[batch.metric_set]
+        for j in np.flatnonzero(wanted & batch.valid.any(axis=1)).tolist():
+            bits = int.from_bytes(batch.valid[j].tobytes(), "little")
+            newest = bits.bit_length() - 1
             storage = batch.metric_set.metrics[j].storage.value
-            layout.row.view(VIEWS[storage])[j] = batch.columns[j][row]
-            valid[j] = True
-        return valid
+            row.view(VIEWS[storage])[j] = batch.columns[j][newest]
+            came_ns = arrivals.of(batch.time_ns.item(newest))
+            arrived_ns[j] = came_ns
+            self._set_arrived_ns[slot, number] = max(came_ns, self._set_arrived_ns[slot, number])
 
     def observe(self, events: Sequence[Event]) -> None:
         """Take what events tell: GPUs that go and come, and the last XID at once."""
@@ -166,6 +195,7 @@ class Latest:
             elif event.kind is EventKind.XID:
                 self.cells[slot, XID_COLUMN] = event.code
                 self._xid_seen[slot] = True
+                self._xids[slot] = event
             self.version += 1
 
     def up(self, now_ns: int) -> npt.NDArray[np.bool_]:

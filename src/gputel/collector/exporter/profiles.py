@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from gputel.catalog import BY_NAME, METRICS, Cadence, Kind, Metric, Storage
 from gputel.collector.exporter.counters import XID_ERRORS_COUNT, CounterSet
 from gputel.collector.exporter.dcgm_fields import xid_message
@@ -17,6 +20,21 @@ from gputel.collector.exporter.windows import NONE, Counts, Window
 from gputel.inventory import Gpu
 
 Labels = list[tuple[str, str]]
+Slots = npt.NDArray[np.intp]
+
+NO_ROW: Final = -1
+#: What DCGM has of each MIG instance (its fields of the level GPU_I).
+TOLD_OF_INSTANCES: Final = frozenset({
+    "memory_used_bytes", "memory_free_bytes", "memory_reserved_bytes", "memory_total_bytes",
+    "graphics_engine_active_ratio", "sm_active_ratio", "sm_occupancy_ratio",
+    "tensor_active_ratio", "dram_active_ratio", "fp64_active_ratio", "fp32_active_ratio",
+    "fp16_active_ratio",
+})  # fmt: skip
+#: What it has neither of an instance nor, under MIG, of the GPU.
+UNTOLD_OF_INSTANCES: Final = frozenset({
+    "gpu_utilization_percent", "memory_utilization_percent", "encoder_utilization_percent",
+    "decoder_utilization_percent",
+})  # fmt: skip
 
 #: nvmlClocksEventReason* bit to dcgm-exporter's name for it (DCGM_CLOCKS_EVENT_REASON_*).
 CLOCK_EVENTS: Final[Mapping[int, str]] = {
@@ -78,6 +96,11 @@ class Profile(Protocol):
         """The labels of a row, in order; `more` are those of the row alone."""
         ...
 
+    def sources(self, gpus: Sequence[Gpu]) -> Slots | None:
+        """int[gpus, columns]: the slot whose value stands in the row of a GPU, or NO_ROW. None:
+        everyone's own."""
+        ...
+
     def float_text(self, value: float) -> str:
         """A finite float as text."""
         ...
@@ -121,19 +144,41 @@ class DcgmProfile:
         attributes: Mapping[str, str],
         more: Iterable[tuple[str, str]] = (),
     ) -> Labels:
+        model = gpu.model.removesuffix(f" MIG {gpu.mig_profile}")
         labels = [
             ("gpu", str(gpu.index)),
-            ("UUID", gpu.uuid),
+            ("UUID", gpu.mig_parent or gpu.uuid),
             ("pci_bus_id", gpu.pci_bus_id),
             ("device", gpu.device or f"nvidia{gpu.index}"),
-            ("modelName", "-".join(gpu.model.split()) if self._dashes else gpu.model),
+            ("modelName", "-".join(model.split()) if self._dashes else model),
         ]
+        if gpu.mig_parent:
+            labels += [("GPU_I_PROFILE", gpu.mig_profile), ("GPU_I_ID", str(gpu.mig_instance))]
         if self._hostname_label is not None and gpu.node:
             labels.append((self._hostname_label, gpu.node))
         facts = ((name, str(getattr(gpu, fact))) for name, fact in self._facts.items())
         labels += sorted([*((name, text) for name, text in facts if text), *more])
         labels += sorted(attributes.items())
         return labels
+
+    def sources(self, gpus: Sequence[Gpu]) -> Slots | None:
+        """A GPU with MIG instances has their rows in place of its own: what DCGM knows of an
+        instance is the instance's, what it does not know of one has no row, and all else, such
+        as clocks and power, is the GPU's, repeated."""
+        slots = {gpu.uuid: slot for slot, gpu in enumerate(gpus)}
+        sources = np.repeat(np.arange(len(gpus))[:, np.newaxis], len(self.columns), axis=1)
+        parents = {gpu.mig_parent for gpu in gpus} - {""}
+        for slot, gpu in enumerate(gpus):
+            if gpu.uuid in parents:
+                sources[slot] = NO_ROW
+            if gpu.mig_parent:
+                parent = slots.get(gpu.mig_parent, NO_ROW)
+                for j, column in enumerate(self.columns):
+                    if column.metric.name in UNTOLD_OF_INSTANCES:
+                        sources[slot, j] = NO_ROW
+                    elif column.metric.name not in TOLD_OF_INSTANCES:
+                        sources[slot, j] = parent
+        return sources if parents else None
 
     def float_text(self, value: float) -> str:
         return f"{value:f}"
@@ -171,6 +216,8 @@ class DcgmProfile:
         window = ("window_size_in_ms", str(window_ms))
         rows = []
         for slot, gpu in enumerate(described.gpus):
+            if gpu.mig_parent:
+                continue  # events are the GPU's
             attributes = described.attributes[slot]
             seen = counts.get(slot, NONE)
             # As dcgm-exporter has it: a GPU of which nothing was heard gets a 0 without code.
@@ -208,6 +255,10 @@ class GputelProfile:
     ) -> Labels:
         base = [("gpu", str(gpu.index)), ("uuid", gpu.uuid), ("node", gpu.node)]
         return [*base, *more, *sorted(attributes.items())]
+
+    def sources(self, gpus: Sequence[Gpu]) -> Slots | None:
+        """An instance is shown beside its GPU, each with what is known of it alone."""
+        return None
 
     def float_text(self, value: float) -> str:
         return repr(value)
@@ -287,4 +338,10 @@ def _facts(gpu: Gpu) -> Labels:
         "driver_version": gpu.driver_version,
         "nvml_version": gpu.nvml_version,
     }
+    if gpu.mig_parent:
+        facts |= {
+            "mig_parent": gpu.mig_parent,
+            "mig_profile": gpu.mig_profile,
+            "mig_instance": str(gpu.mig_instance),
+        }
     return list(facts.items())

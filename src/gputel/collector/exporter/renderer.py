@@ -28,7 +28,7 @@ from gputel.collector.exporter.exposition import (
     number_text,
 )
 from gputel.collector.exporter.latest import COLUMN, VIEWS, XID_COLUMN, Latest
-from gputel.collector.exporter.profiles import Described, Profile
+from gputel.collector.exporter.profiles import NO_ROW, Described, Profile, Slots
 from gputel.collector.exporter.windows import Window
 
 EOF: Final = "# EOF\n"
@@ -62,6 +62,8 @@ class Page:
         self._windows = (xids, clock_events)
         self._providers = providers
         self._columns = np.array([COLUMN[c.metric] for c in profile.columns], np.intp)
+        self._generation = -1
+        self._sources: Slots | None = None
         self._layout_key: object = None
         self._tail_key: object = None
         self._version = -1
@@ -75,7 +77,7 @@ class Page:
         """The page; `now_ns` is monotonic."""
         latest = self._latest
         up = latest.up(now_ns)
-        shown = latest.shown(up, now_ns)[:, self._columns]
+        shown = self._shown(latest.shown(up, now_ns))
         generations = tuple(provider.generation for provider in self._providers)
         labelled = (latest.generation, generations)
         # An XID is in its row's labels too.
@@ -102,6 +104,18 @@ class Page:
         self._parts[1::2] = [numbers[place] for place in self._order]
         self._body = ("".join(self._parts) + self._tail).encode()
         return self._body
+
+    def _shown(self, cells: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """bool[gpus, columns of the page]: the rows that there are. `cells` has a bit a cell."""
+        if self._generation != self._latest.generation:
+            self._generation = self._latest.generation
+            self._sources = self._profile.sources(self._latest.gpus)
+        shown: npt.NDArray[np.bool_]
+        if self._sources is None:
+            shown = cells[:, self._columns]
+        else:
+            shown = cells[self._sources, self._columns] & (self._sources != NO_ROW)
+        return shown
 
     def _attributes(self) -> list[Mapping[str, str]]:
         merged: list[Mapping[str, str]] = []
@@ -130,12 +144,13 @@ class Page:
             wanted = cells.setdefault(VIEWS[column.metric.storage.value], [])
             for slot in slots:
                 text = labels[slot]
+                source = slot if self._sources is None else int(self._sources[slot, j])
                 if column.marks is not None:
-                    marks = column.marks(int(self._latest.cells[slot, self._columns[j]]))
+                    marks = column.marks(int(self._latest.cells[source, self._columns[j]]))
                     text = label_text(
                         self._profile.labels(gpus[slot], {**attributes[slot], **marks})
                     )
-                wanted.append((len(parts) // 2, slot, int(self._columns[j]), column.divisor))
+                wanted.append((len(parts) // 2, source, int(self._columns[j]), column.divisor))
                 parts += (f"{end}{column.name}{{{text}}} ", "")
                 end = "\n"
         parts.append(end)

@@ -1,5 +1,6 @@
 """The frames of a live collector on this node's disk, until the broker has them.
 
+    place.py      where it is
     entry.py      one frame as a record: the bytes
     files.py      segments on disk: append, read, release, drop the oldest
     ledger.py     what became of every frame, and which losses are still to be told
