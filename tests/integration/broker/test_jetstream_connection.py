@@ -66,6 +66,18 @@ async def test_servers_without_jetstream_are_named(
             pass
 
 
+async def test_what_a_server_that_has_just_begun_refuses_is_asked_again() -> None:
+    engine = JetStreamEngine(settings("nats://127.0.0.1:1"))
+    refusals = [cluster.Refused("INFO", {"err_code": 10059, "description": "stream not found"})]
+
+    async def step() -> None:
+        if refusals:
+            raise refusals.pop()
+
+    await engine._patiently(step)
+    assert not refusals
+
+
 async def test_servers_that_take_small_messages_only_are_named(tmp_path: Path) -> None:
     with (
         running(tmp_path, 1, max_payload=1000) as servers,

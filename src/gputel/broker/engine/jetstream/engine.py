@@ -153,9 +153,10 @@ class JetStreamEngine:
         while True:
             try:
                 return await step()
-            except Refused:
-                raise
             except BrokerUnavailable as error:
+                # Also what is refused may pass: a server that has just begun knows no streams.
+                if isinstance(error, Refused) and error.number in NOT_ENABLED:
+                    raise
                 if self._clock.monotonic_ns() >= deadline_ns:
                     raise BrokerUnavailable(
                         str(error),
