@@ -93,8 +93,8 @@ class Head(NamedTuple):
         try:
             of = json.loads(text or "")
             marks = [(str(p), int(e), int(s)) for p, e, s in of["marks"]]
-            numbers = (int(of[name]) for name in ("after", "base", "count", "at"))
-            return cls(str(of["id"]), *numbers, marks)
+            after, base, count, at = (int(of[name]) for name in ("after", "base", "count", "at"))
+            return cls(str(of["id"]), after, base, count, at, marks)
         except (ValueError, TypeError, KeyError):
             raise LogCorrupt(f"a message without a sound {HEAD} header") from None
 
