@@ -16,6 +16,7 @@ from gputel.broker import BrokerClient, StartAt, letters
 from gputel.broker.server import BrokerServer
 from gputel.clock import NS_PER_S, ManualClock
 from gputel.errors import InputError, NotFound
+from support.wire import until
 
 
 @asynccontextmanager
@@ -51,13 +52,24 @@ async def take(client: BrokerClient, group: str, count: int, topic: str = "t") -
 
 async def bury(client: BrokerClient, count: int) -> None:
     """Give up the first `count` messages of topic t, and wait until they lie in t.dlq."""
+    wanted = count
+
+    async def buried() -> bool:
+        dead = [
+            of
+            for topic in await client.topics()
+            for of in topic.partitions
+            if topic.name == "t.dlq"
+        ]
+        return sum(of.next_offset for of in dead) >= wanted
+
     async with client.consumer("t", group="g") as consumer:
         async for delivery in consumer:
             await consumer.term(delivery.partition, delivery.offset, f"bad {delivery.offset}")
             count -= 1
             if not count:
                 break
-    # Seeking buries first.
+        await until(buried, timeout_s=30)
     await client.seek("t", "g", StartAt.LATEST)
 
 

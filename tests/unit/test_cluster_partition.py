@@ -224,6 +224,30 @@ async def test_damage_is_told_and_passed_by() -> None:
         assert "without a sound" in partition.damage
 
 
+async def test_a_block_that_a_server_let_pass_out_of_place_counts_as_not_stored() -> None:
+    fake, bucket = cluster(), FakeBucket()
+    stream = fake.streams[STREAM]
+    async with opened(fake, bucket, "a") as a, opened(fake, bucket, "b") as b:
+        await durable(a, a.append("p", 1, 1, b"k", b"1"))
+        await b.catch_up()
+        publish = fake.publish
+
+        async def late(subject: str, data: bytes, headers: dict[str, str]) -> int:
+            """Another block comes between, and the server does not look at what was expected."""
+            fake.publish = publish  # type: ignore[method-assign]
+            await durable(b, b.append("q", 1, 1, b"k", b"1"))
+            return stream.force(headers, data)
+
+        fake.publish = late  # type: ignore[method-assign]
+        await durable(a, a.append("p", 1, 2, b"k", b"2"))
+        for partition in (a, b):
+            found = [(r.producer, r.sequence, r.offset) for r in await read_all(partition)]
+            assert found == [("p", 1, 0), ("q", 1, 1), ("p", 2, 2)]
+    assert len(stream.messages) == 4
+    async with opened(fake, bucket) as partition:
+        assert [r.offset for r in await read_all(partition)] == [0, 1, 2]
+
+
 async def test_what_can_not_be_read_now_is_not_passed_by() -> None:
     fake, bucket = cluster(), FakeBucket()
     async with opened(fake, bucket) as partition:
@@ -291,7 +315,7 @@ async def test_any_trouble_leaves_one_log_that_keeps_what_was_acknowledged() -> 
 
 def test_a_block_is_read_as_it_was_written_and_damage_is_found() -> None:
     runs = [("p", 3, [message(1), message(2)]), ("märz", 1, [Message(9, b"", b"")])]
-    head = Head("w-1", 17, 3, 5, [("p", 3, 2), ("märz", 1, 9)])
+    head = Head("w-1", 40, 17, 3, 5, [("p", 3, 2), ("märz", 1, 9)])
     assert Head.decode(head.encode()) == head
     assert head.encode().isascii()
     payload = block.encode(runs)

@@ -2,12 +2,13 @@
 
 The head is a NATS header, so that brokers can follow a stream without its payloads. ASCII JSON:
 
-    Gputel-Block: {"id": "<writer>-<number>", "base": 812, "count": 3, "at": <ns>,
+    Gputel-Block: {"id": "<writer>-<number>", "after": 41, "base": 812, "count": 3, "at": <ns>,
                    "marks": [["collector:n1", 17, 4], ...]}
 
-`base` is the offset of the first message, the others count on; `at` is when they were stored;
-`marks` says for each producer in the block its epoch and its last sequence. The payload, all
-integers little-endian:
+`after` is the stream sequence of its predecessor: a block that lies elsewhere, since a server let
+it pass, counts as not stored, for its `base` is wrong. `base` is the offset of the first message,
+the others count on; `at` is when they were stored; `marks` says for each producer in the block its
+epoch and its last sequence. The payload, all integers little-endian:
 
      0      4        8
     +------+--------+-----+-----+ - -
@@ -61,6 +62,7 @@ class Head(NamedTuple):
     """What a block's header says."""
 
     id: str
+    after: int
     base: int
     messages: int
     stored_at_ns: int
@@ -76,6 +78,7 @@ class Head(NamedTuple):
         return json.dumps(
             {
                 "id": self.id,
+                "after": self.after,
                 "base": self.base,
                 "count": self.messages,
                 "at": self.stored_at_ns,
@@ -90,7 +93,8 @@ class Head(NamedTuple):
         try:
             of = json.loads(text or "")
             marks = [(str(p), int(e), int(s)) for p, e, s in of["marks"]]
-            return cls(str(of["id"]), int(of["base"]), int(of["count"]), int(of["at"]), marks)
+            after, base, count, at = (int(of[name]) for name in ("after", "base", "count", "at"))
+            return cls(str(of["id"]), after, base, count, at, marks)
         except (ValueError, TypeError, KeyError):
             raise LogCorrupt(f"a message without a sound {HEAD} header") from None
 

@@ -241,7 +241,7 @@ class Partition:
         except LogCorrupt as error:
             # Not ours: it takes an offset of its own, and readers pass it by.
             self._reader.note_damage(stored.sequence, len(stored.data), str(error))
-            head = Head("", self.next_offset, 1, self.newest_ns, ())
+            head = Head("", self.tip, self.next_offset, 1, self.newest_ns, ())
         size_bytes = len(stored.data) + len(stored.headers.get(block.HEAD, "")) + STORED_BYTES
         self.fold(stored.sequence, head, size_bytes)
 
@@ -252,6 +252,9 @@ class Partition:
         if sequence > self.tip + 1:
             self.follow(sequence)
             return
+        if head.after != self.tip:
+            log.warning("partition %s: block %d is out of place: passed by", self.name, sequence)
+            head = Head("", self.tip, self.next_offset, 0, self.newest_ns, ())
         self.tip = sequence
         self.next_offset = head.end
         self.newest_ns = max(self.newest_ns, head.stored_at_ns)

@@ -160,6 +160,8 @@ class Reader:
             except LogCorrupt as error:
                 self.note_damage(each.sequence, len(each.data), str(error))
                 continue
+            if head.after != each.sequence - 1:
+                continue  # out of place: as if it were not there
             self.note(each.sequence, head)
             blocks.append(Block(each.sequence, head, each.data))
             self._blocks.add(self._stream, blocks[-1])

@@ -324,6 +324,7 @@ class Writer:
         self._number += 1
         head = Head(
             f"{self._name}-{self._number}",
+            last,
             base,
             sum(len(run.messages) for run in runs),
             max(self._clock.time_ns(), newest_ns),
