@@ -155,10 +155,11 @@ COMMENT ON FUNCTION gpu_all_samples(text, timestamptz, timestamptz) IS
     'The samples of all metrics of a GPU in [start_time, end_time)';
 
 -- For gpu_latest: the newest sample of a chunk, a row for each of its values. A damaged chunk has
--- none, and a warning: it must not hide all other GPUs.
+-- none, and a warning: it must not hide all other GPUs. It depends on nothing but its arguments, and
+-- Citus takes no other functions to its workers.
 CREATE OR REPLACE FUNCTION gputel_newest(payload bytea, wanted integer[], origin text)
 RETURNS TABLE (metric_id integer, "time" timestamptz, value double precision, exact numeric)
-LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000 ROWS 20
+LANGUAGE plpgsql IMMUTABLE PARALLEL UNSAFE COST 100000 ROWS 20
 SET search_path FROM CURRENT SET extra_float_digits = 1 AS $$
 #variable_conflict use_column
 BEGIN
