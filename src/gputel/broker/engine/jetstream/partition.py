@@ -183,7 +183,13 @@ class Partition:
         if last is not None:
             await asyncio.wait({last})
         self._look, self._next_look = self._next_look, None
+        known = self.tip
         state = await self._ask(timeout_s)
+        if state.last_sequence < known:
+            # A new leader may not have applied all yet; a stream that stays so was put back.
+            raise BrokerUnavailable(
+                f"stream {self.stream} ends at {state.last_sequence} now, and at {known} before"
+            )
         await self._fold_to(state.last_sequence)
         await self._note(state)
 

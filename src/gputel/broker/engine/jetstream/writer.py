@@ -3,8 +3,8 @@
 A block is stored only as the successor of the block that its broker took for the last one
 (`Nats-Expected-Last-Sequence`). So a partition is one log however many brokers write to it:
 
-    sent 41, 42, 43        41 was lost with a leader: 42 and 43 are refused, no hole appears
-    another broker's 41    ours is refused; we read theirs, and know its producers' marks
+    41 lost with a leader    it is sent again; nothing was sent behind it, so no hole appears
+    another broker's 41      ours is refused; we read theirs, and know its producers' marks
 
 Whatever goes wrong, what comes next is the same: wait for the last answer, ask the leader where
 the log ends, read what is new there, and send again what is not in it. A block that was stored
@@ -38,7 +38,9 @@ from gputel.errors import BrokerUnavailable, ProducerFenced
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT_MAX: Final = 4
+#: NOTE(one): behind a block that is lost another broker's may take its place; a second one in
+#: flight would then pass the comparison of sequences, with wrong offsets and a hole before it.
+IN_FLIGHT_MAX: Final = 1
 #: While a block is on its way, the next one waits until it is worth a sync of the servers.
 GATHER_BYTES: Final = 256 * limits.KIB
 RETRY_FIRST_S: Final = 0.05
