@@ -16,6 +16,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "nvml_ask.h"
 #include "nvml_ticks.h"
@@ -225,6 +226,12 @@ static size_t gputel_reading_bytes(const gputel_plan *plan)
     return (bytes + GPUTEL_LINE_BYTES - 1) / GPUTEL_LINE_BYTES * GPUTEL_LINE_BYTES;
 }
 
+/* The buffers that the driver's samples are copied to, of all streams. */
+static inline size_t gputel_buffer_bytes(const gputel_plan *plan)
+{
+    return (size_t)plan->samples * GPUTEL_SAMPLES_MAX * sizeof(nvmlSample_t);
+}
+
 /* `reading` is zeroed; -1 when memory is short. */
 static int gputel_reading_init(gputel_reading *reading, const gputel_plan *plan)
 {
@@ -245,18 +252,24 @@ static int gputel_reading_init(gputel_reading *reading, const gputel_plan *plan)
     if (!reading->cost || !reading->scope || !reading->rejected || !reading->gpm_request ||
         !reading->stream)
         return -1;
-    for (int i = 0; i < plan->samples; i++) {
-        reading->stream[i].buffer = calloc(GPUTEL_SAMPLES_MAX, sizeof(nvmlSample_t));
-        if (!reading->stream[i].buffer)
+    if (plan->samples) {
+        /* PERF(memory): 16 KiB a stream, of which a driver fills little, and none where no GPU
+         * is: mapped, a page costs nothing before it is used; calloc would clear them all. */
+        nvmlSample_t *buffers = mmap(NULL, gputel_buffer_bytes(plan), PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+        if (buffers == MAP_FAILED)
             return -1;
+        for (int i = 0; i < plan->samples; i++)
+            reading->stream[i].buffer = buffers + (size_t)i * GPUTEL_SAMPLES_MAX;
     }
     return 0;
 }
 
 static void gputel_reading_free(gputel_reading *reading, const gputel_plan *plan)
 {
-    for (int i = 0; reading->stream && i < plan->samples; i++)
-        free(reading->stream[i].buffer);
+    if (reading->stream && reading->stream[0].buffer)
+        munmap(reading->stream[0].buffer, gputel_buffer_bytes(plan));
     free(reading->cost);
     free(reading->scope);
     free(reading->rejected);
