@@ -251,8 +251,8 @@ def _newest_chunk(metric_set: MetricSet) -> str:
         f"WHERE f.gpu_id = s.gpu_id AND f.set_id = {metric_set.id})) - interval '24 hours' "
         f"AND c.t1 > coalesce({metric_set.name}.time, '-infinity') "
         "ORDER BY c.t1 DESC, c.epoch DESC, c.first_sequence DESC LIMIT 1) AS c "
-        f"CROSS JOIN LATERAL gputel_newest(c.payload, ARRAY[{ids}], format("
-        f"'chunk of GPU %s, set {metric_set.id}, %s', s.gpu_id, c.t0)) AS n"
+        "CROSS JOIN LATERAL gputel_newest("
+        f"c.payload, ARRAY[{ids}], s.gpu_id, {metric_set.id}, c.t0) AS n"
     )
 
 

@@ -157,7 +157,9 @@ COMMENT ON FUNCTION gpu_all_samples(text, timestamptz, timestamptz) IS
 -- For gpu_latest: the newest sample of a chunk, a row for each of its values. A damaged chunk has
 -- none, and a warning: it must not hide all other GPUs. It depends on nothing but its arguments, and
 -- Citus takes no other functions to its workers.
-CREATE OR REPLACE FUNCTION gputel_newest(payload bytea, wanted integer[], origin text)
+CREATE OR REPLACE FUNCTION gputel_newest(
+    payload bytea, wanted integer[], gpu_id bigint, set_id integer, t0 timestamptz
+)
 RETURNS TABLE (metric_id integer, "time" timestamptz, value double precision, exact numeric)
 LANGUAGE plpgsql IMMUTABLE PARALLEL UNSAFE COST 100000 ROWS 20
 SET search_path FROM CURRENT SET extra_float_digits = 1 AS $$
@@ -169,7 +171,8 @@ BEGIN
         FROM (
             SELECT k.metric_id, k.storage, k.power, u.time_ns, u.bits,
                 rank() OVER (ORDER BY u.time_ns DESC, u.sequence DESC) AS age
-            FROM gputel_chunk(payload, wanted, origin) AS k
+            FROM gputel_chunk(
+                payload, wanted, format('chunk of GPU %s, set %s, %s', gpu_id, set_id, t0)) AS k
             CROSS JOIN LATERAL (
                 SELECT * FROM unnest(k.time_ns, k.sequence, k.bits) AS u (time_ns, sequence, bits)
                 ORDER BY time_ns DESC, sequence DESC LIMIT 1
