@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,11 @@ async def seal(store: Store) -> None:
                 f"sample_hot_{metric_set.name}",
             )
         for name, lower, upper in due:
-            sealed = await seal_partition(store, partitions, metric_set, name, lower, upper)
-            assert sealed.dropped
+            async with asyncio.timeout(20):  # dropping waits for nobody for long
+                while not (
+                    await seal_partition(store, partitions, metric_set, name, lower, upper)
+                ).dropped:
+                    pass
 
 
 async def check(store: Store, producers: list[Producer], gpu_ids: list[int] | None = None) -> None:

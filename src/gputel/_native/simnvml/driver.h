@@ -45,7 +45,7 @@ typedef struct {
 typedef struct {
     _Alignas(64) sim_target target; /* the first member: see sim_gpu_of_target */
     unsigned number;                /* of the slot; the index shifts when others are removed */
-    unsigned incarnation;
+    _Atomic unsigned incarnation;   /* a handle is looked up without the lock */
     bool removed;
     bool persistence;
     sim_identity identity;
