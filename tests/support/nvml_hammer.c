@@ -126,15 +126,16 @@ static nvmlReturn_t samples(nvmlDevice_t device, nvmlSamplingType_t type, unsign
 
 /* ---- Plans ------------------------------------------------------------------------------------ */
 
-static void fill_target(gputel_target *target, int column, int is_counter, int shape)
+static void fill_target(gputel_target *target, int column, int is_counter)
 {
     target->column = (uint8_t)column;
     target->bit = (uint64_t)1 << column;
     target->raw_max = target->high_i = INT64_MAX;
     target->high = GPUTEL_I64_LIMIT;
-    target->multiply = target->divide = 1;
+    target->multiply = 1;
+    target->factor = target->divisor = 1;
     target->is_counter = (uint8_t)is_counter;
-    target->mask = UINT64_MAX >> (64 - 8 * gputel_word_bytes(shape));
+    target->remembered = is_counter ? UINT64_MAX : 0;
 }
 
 static void make_plans(void)
@@ -149,16 +150,16 @@ static void make_plans(void)
         call[i].function = i ? (void *)call_u64 : (void *)call_u32;
         call[i].shape = i ? GPUTEL_U64 : GPUTEL_U32;
         call[i].after = -1;
-        call[i].targets = 1;
+        call[i].words = call[i].targets = 1;
         call[i].target = &call_target[i];
-        fill_target(&call_target[i], i, 1, call[i].shape);
+        fill_target(&call_target[i], i, 1);
     }
     for (int i = 0; i < FIELDS; i++) {
         field[i].field = (unsigned)i;
         field[i].member = -1;
-        fill_target(&field[i].target, CALLS + i, 0, GPUTEL_U64);
+        fill_target(&field[i].target, CALLS + i, 0);
     }
-    fill_target(&sample.target, 0, 0, GPUTEL_U32);
+    fill_target(&sample.target, 0, 0);
     reads->columns = drains->columns = COLUMNS;
     reads->call = call;
     reads->calls = CALLS;

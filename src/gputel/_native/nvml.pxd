@@ -11,8 +11,6 @@ cdef extern from "nvml_ask.h" nogil:
     int GPUTEL_LOST
     int GPUTEL_FATAL
     int GPUTEL_OUTCOMES
-    int gputel_word_bytes(int shape)
-    int gputel_word_offset(int shape, int word)
 
 
 cdef extern from "nvml_ticks.h" nogil:
@@ -33,14 +31,15 @@ cdef extern from "nvml_plan.h" nogil:
     int GPUTEL_NOTE_FATAL
     ctypedef struct gputel_target:
         uint64_t raw_max
+        uint64_t multiply
+        uint64_t remembered
         uint64_t bit
-        uint64_t mask
-        uint16_t offset
+        double factor
+        double divisor
+        uint8_t word
         uint8_t column
         uint8_t is_float
         uint8_t is_counter
-        uint32_t multiply
-        uint32_t divide
         double low
         double high
         int64_t low_i
@@ -50,6 +49,7 @@ cdef extern from "nvml_plan.h" nogil:
         int shape
         unsigned int argument[2]
         int after
+        int words
         int targets
         gputel_target *target
     ctypedef struct gputel_field:

@@ -22,7 +22,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from libc.time cimport time_t
 
-from gputel._native.ring cimport Ring, RowHeader
+from gputel._native.ring cimport Ring, RowHeader, gputel_prefetch_row
 
 from gputel.plan import DRAIN_SAMPLES_MAX, STALLED_NS, Note, Outcome, Swept
 from gputel.rows import LATENESS_US_MAX
@@ -309,11 +309,18 @@ cdef class Sweeper:
                 continue
             asked += 1
             gputel_reader_begin(reader)
+            gputel_prefetch_row(ring.rows + ring.head_slot * ring.row_bytes, ring.row_bytes)
             gputel_unlock(self.turns)
-            outcome = gputel_drain(reader) if reader.plan.samples else gputel_read(reader)
+            if reader.plan.samples:
+                outcome = gputel_drain(reader)
+            else:
+                outcome = gputel_read(reader)
+                # PERF(header): the lock waits until all writes before it are in the cache, and
+                # the copy to the ring then has not to.
+                _fill_header(reader, reader.time_ns, late)
             now_ticks = gputel_timing_end(reader)
             gputel_lock(self.turns)
-            _keep(self.turns, reader, outcome, late, ring)
+            _keep(self.turns, reader, outcome, ring)
             if not gputel_finish(self.turns, &self.core, turn, reader.slot):
                 swept = ABANDONED
                 break
@@ -390,7 +397,7 @@ cdef class Sweeper:
 
 
 cdef void _keep(
-    gputel_turns *turns, gputel_reader *reader, int outcome, uint32_t late, Ring ring
+    gputel_turns *turns, gputel_reader *reader, int outcome, Ring ring
 ) noexcept nogil:
     """What a read has brought, under the lock: unless its GPU was given up meanwhile."""
     cdef gputel_device *device = reader.device
@@ -405,19 +412,26 @@ cdef void _keep(
         )
     elif reader.plan.samples:
         while gputel_drain_row(reader):
-            _write(reader, 0, ring)
+            _fill_header(reader, reader.row[0], 0)
+            _write(reader, ring)
     else:
-        reader.row[0] = reader.time_ns
-        _write(reader, late, ring)
+        _write(reader, ring)
     for i in range(device.notes):
         gputel_log(turns, &device.note[i])
 
 
-cdef void _write(gputel_reader *reader, uint32_t late, Ring ring) noexcept nogil:
-    """Hand the row of the reading over; its time and cells are filled."""
+cdef inline void _fill_header(
+    gputel_reader *reader, int64_t time_ns, uint32_t late
+) noexcept nogil:
+    """All of the row's header but the validity bits."""
     cdef RowHeader *header = <RowHeader *>reader.row
+    header.time_ns = time_ns
     header.gpu = reader.slot
     header.lateness_us = late
     header.sequence = reader.reading.sequence
+
+
+cdef inline void _write(gputel_reader *reader, Ring ring) noexcept nogil:
+    """Hand the row of the reading over; it is filled."""
     reader.reading.sequence += 1
-    ring.write(<const char *>header, 1)
+    ring.write(<const char *>reader.row, 1)

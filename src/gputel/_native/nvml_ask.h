@@ -74,80 +74,94 @@ typedef nvmlReturn_t (*gputel_u32_u32_fn)(nvmlDevice_t, unsigned int *, unsigned
 typedef nvmlReturn_t (*gputel_u32_x4_fn)(
     nvmlDevice_t, unsigned int *, unsigned int *, unsigned int *, unsigned int *);
 
-/* Room for the answer of any shape. Its words are 4 or 8 bytes wide, as the driver writes them. */
+/* Room for the answer of any shape. The words are 8 bytes wide, whatever the driver's are; those
+ * of nvmlMemory_v2_t lie where the driver writes them. */
 typedef union {
-    unsigned int narrow[GPUTEL_WORDS];
-    unsigned long long wide[GPUTEL_WORDS];
+    struct {
+        unsigned long long head;
+        unsigned long long word[GPUTEL_WORDS];
+    };
     nvmlMemory_v2_t memory;
 } gputel_answer;
 
-/* Where the words of a shape begin, and how wide they are, in bytes. */
-static inline int gputel_word_bytes(int shape)
-{
-    switch (shape) {
-    case GPUTEL_U64:
-    case GPUTEL_INT_U64:
-    case GPUTEL_INT_INT_U64:
-    case GPUTEL_MEMORY_V2:
-        return sizeof(unsigned long long);
-    default:
-        return sizeof(unsigned int);
-    }
-}
+_Static_assert(offsetof(gputel_answer, word) == offsetof(nvmlMemory_v2_t, total), "in place");
 
-static inline int gputel_word_offset(int shape, int word)
-{
-    return (shape == GPUTEL_MEMORY_V2 ? (int)offsetof(nvmlMemory_v2_t, total) : 0) +
-           word * gputel_word_bytes(shape);
-}
-
-/* Ask `device`; `answer` holds it when the result is NVML_SUCCESS, and is 0 where the driver
- * wrote nothing. The function of every call stands in a table as an address without a type, of
- * which `shape` is the type. */
-static inline nvmlReturn_t gputel_ask(
+/* The shapes that are asked often are in gputel_ask. */
+static __attribute__((noinline)) nvmlReturn_t gputel_ask_rare(
     int shape, void *function, const unsigned int *argument, nvmlDevice_t device,
-    gputel_answer *answer)
+    unsigned long long *words)
 {
-    unsigned int *narrow = answer->narrow;
-    unsigned long long *wide = answer->wide;
+    unsigned int narrow[GPUTEL_WORDS] = {0};
+    nvmlReturn_t result;
 
-    memset(answer, 0, sizeof *answer);
+    memset(words, 0, GPUTEL_WORDS * sizeof *words);
     switch (shape) {
-    case GPUTEL_U32:
-        return ((gputel_u32_fn)function)(device, narrow);
-    case GPUTEL_INT_U32:
-        return ((gputel_int_u32_fn)function)(device, argument[0], narrow);
-    case GPUTEL_U32_U32:
-        return ((gputel_u32_u32_fn)function)(device, &narrow[0], &narrow[1]);
-    case GPUTEL_U32_X4:
-        return ((gputel_u32_x4_fn)function)(
-            device, &narrow[0], &narrow[1], &narrow[2], &narrow[3]);
-    case GPUTEL_U64:
-        return ((gputel_u64_fn)function)(device, wide);
     case GPUTEL_INT_U64:
-        return ((gputel_int_u64_fn)function)(device, argument[0], wide);
+        return ((gputel_int_u64_fn)function)(device, argument[0], words);
     case GPUTEL_INT_INT_U64:
-        return ((gputel_int_int_u64_fn)function)(device, argument[0], argument[1], wide);
-    case GPUTEL_MEMORY_V2:
-        answer->memory.version = NVML_STRUCT_VERSION(Memory, 2);
-        return ((nvmlDeviceGetMemoryInfo_v2_fn)function)(device, &answer->memory);
-    case GPUTEL_PAGES: { /* no room for addresses: the driver says how many there are */
-        nvmlReturn_t result = ((nvmlDeviceGetRetiredPages_fn)function)(
+        return ((gputel_int_int_u64_fn)function)(device, argument[0], argument[1], words);
+    case GPUTEL_U32_U32:
+        result = ((gputel_u32_u32_fn)function)(device, &narrow[0], &narrow[1]);
+        break;
+    case GPUTEL_U32_X4:
+        result = ((gputel_u32_x4_fn)function)(
+            device, &narrow[0], &narrow[1], &narrow[2], &narrow[3]);
+        break;
+    case GPUTEL_PAGES: /* no room for addresses: the driver says how many there are */
+        result = ((nvmlDeviceGetRetiredPages_fn)function)(
             device, (nvmlPageRetirementCause_t)argument[0], narrow, NULL);
-        return result == NVML_ERROR_INSUFFICIENT_SIZE ? NVML_SUCCESS : result;
-    }
+        if (result == NVML_ERROR_INSUFFICIENT_SIZE)
+            result = NVML_SUCCESS;
+        break;
     case GPUTEL_LICENSE: {
         nvmlGridLicensableFeatures_t features;
-        nvmlReturn_t result;
         memset(&features, 0, sizeof features);
         result = ((nvmlDeviceGetGridLicensableFeatures_v4_fn)function)(device, &features);
         if (features.isGridLicenseSupported && features.licensableFeaturesCount)
             narrow[0] = features.gridLicensableFeatures[0].featureState;
-        return result;
+        break;
     }
     default:
         return NVML_ERROR_FUNCTION_NOT_FOUND;
     }
+    for (int i = 0; i < GPUTEL_WORDS; i++)
+        words[i] = narrow[i];
+    return result;
+}
+
+/* Ask `device`; the first `count` words hold the answer when the result is NVML_SUCCESS, and 0
+ * where the driver wrote nothing. The function of every call stands in a table as an address
+ * without a type, of which `shape` is the type. */
+static inline __attribute__((always_inline)) nvmlReturn_t gputel_ask(
+    int shape, void *function, const unsigned int *argument, nvmlDevice_t device,
+    gputel_answer *answer, int count)
+{
+    unsigned long long *words = answer->word;
+    nvmlReturn_t result;
+
+    if (shape == GPUTEL_U32 || shape == GPUTEL_INT_U32) {
+        unsigned int narrow[GPUTEL_WORDS] = {0};
+
+        result = shape == GPUTEL_U32
+                     ? ((gputel_u32_fn)function)(device, narrow)
+                     : ((gputel_int_u32_fn)function)(device, argument[0], narrow);
+        words[0] = narrow[0];
+        if (count > 1) { /* a struct */
+            words[1] = narrow[1];
+            words[2] = narrow[2];
+            words[3] = narrow[3];
+        }
+    } else if (shape == GPUTEL_U64) {
+        memset(words, 0, GPUTEL_WORDS * sizeof *words);
+        result = ((gputel_u64_fn)function)(device, words);
+    } else if (shape == GPUTEL_MEMORY_V2) {
+        memset(answer, 0, sizeof *answer);
+        answer->memory.version = NVML_STRUCT_VERSION(Memory, 2);
+        result = ((nvmlDeviceGetMemoryInfo_v2_fn)function)(device, &answer->memory);
+    } else {
+        result = gputel_ask_rare(shape, function, argument, device, words);
+    }
+    return result;
 }
 
 #endif

@@ -77,10 +77,8 @@ static inline void gputel_put_i(gputel_reader *r, const gputel_target *target, i
 
 static inline void gputel_put_double(gputel_reader *r, const gputel_target *target, double raw)
 {
-    double value = raw * target->multiply;
+    double value = raw * target->factor / target->divisor;
 
-    if (target->divide != 1)
-        value /= target->divide;
     if (!target->is_float)
         value = rint(value);
     if (!(value >= target->low && value <= target->high)) {
@@ -131,19 +129,15 @@ static inline int gputel_put_quickly(
         return 0;
     if (target->is_float) {
         /* As gputel_put_double does; raw_max is below 2**53. */
-        double value = (double)(int64_t)raw * target->multiply;
+        double value = (double)(int64_t)raw * target->factor / target->divisor;
 
-        if (target->divide != 1)
-            value /= target->divide;
         memcpy(cell, &value, sizeof value);
     } else {
         uint64_t value = raw * target->multiply;
 
-        if (target->is_counter) {
-            if ((int64_t)value < counter[target->column])
-                return 0;
-            counter[target->column] = (int64_t)value;
-        }
+        if ((int64_t)value < counter[target->column])
+            return 0;
+        counter[target->column] = (int64_t)(value & target->remembered);
         *cell = value;
     }
     return 1;

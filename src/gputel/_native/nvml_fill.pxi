@@ -21,11 +21,14 @@ cdef int _fill_target(gputel_target *to, target, int columns) except -1:
         raise ValueError(f"{target} can't be 0")
     if target.is_counter and (target.low < 0 or target.is_float):
         raise ValueError(f"{target} is a counter of what can't be counted")
+    to.word = target.word
     to.column = target.column
     to.is_float = target.is_float
     to.is_counter = target.is_counter
     to.multiply = target.multiply
-    to.divide = target.divide
+    to.remembered = ~<uint64_t>0 if target.is_counter else 0
+    to.factor = target.multiply
+    to.divisor = target.divide
     to.low = target.low
     to.high = target.high
     to.low_i = <int64_t>max(-(2**63), int(target.low))
@@ -60,8 +63,7 @@ cdef int _fill_plan(gputel_plan *to, plan) except -1:
             to.call[i].argument[j] = number
         for j, target in enumerate(call.targets):
             _fill_target(&to.call[i].target[j], target, columns)
-            to.call[i].target[j].offset = gputel_word_offset(call.shape, target.word)
-            to.call[i].target[j].mask = ~<uint64_t>0 >> (64 - 8 * gputel_word_bytes(call.shape))
+            to.call[i].words = max(to.call[i].words, <int>target.word + 1)
         to.call[i].targets = len(call.targets)
     for i, field in enumerate(plan.fields):
         to.field[i].field = field.field

@@ -29,17 +29,18 @@
 #define GPUTEL_NOTES_MAX 192 /* of one device and sweep: a reset and a refusal a column, one loss */
 #define GPUTEL_SAMPLES_MAX 1024 /* gputel.plan.DRAIN_SAMPLES_MAX */
 
-/* A cell of the row. What the driver gives is in range up to `raw_max` at least. */
+/* A cell of the row. What the driver gives is in range up to `raw_max` at least. What nearly
+ * every value needs comes first, in one cache line. */
 typedef struct {
     uint64_t raw_max;
+    uint64_t multiply;
+    uint64_t remembered; /* of a value, for the next to be compared with: all bits of a counter's */
     uint64_t bit;
-    uint64_t mask;   /* of the answer's bytes from `offset` on, for a call's targets */
-    uint16_t offset;
+    double factor, divisor; /* of a float; the factor is `multiply` */
+    uint8_t word;           /* of a call's answer */
     uint8_t column;
     uint8_t is_float;
     uint8_t is_counter;
-    uint32_t multiply;
-    uint32_t divide;
     double low, high;
     int64_t low_i, high_i;
 } gputel_target;
@@ -49,6 +50,7 @@ typedef struct {
     int shape;
     unsigned int argument[2];
     int after;
+    int words; /* of the answer, up to the last that has a target */
     int targets;
     gputel_target *target;
 } gputel_call;
@@ -117,10 +119,10 @@ typedef struct {
 /* A field that is asked of a GPU. */
 typedef struct {
     const gputel_target *target;
-    unsigned int id, scope;
-    uint16_t field; /* of the plan */
-    uint16_t shift; /* the bits of the union that an answer of `type` leaves unused */
-    int type;       /* the nvmlValueType_t of its last answer; GPUTEL_NO_TYPE: look at the next */
+    unsigned int ask[2]; /* fieldId, scopeId: neighbours in nvmlFieldValue_t, too */
+    uint64_t used; /* the bits of the union that an answer of `type` uses */
+    int type;      /* the nvmlValueType_t of its last answer; GPUTEL_NO_TYPE: look at the next */
+    int field;     /* of the plan */
 } gputel_active;
 
 /* PERF(readings): what every sweep touches stands in one piece, a few cache lines a GPU, and that

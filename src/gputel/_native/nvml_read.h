@@ -37,7 +37,7 @@ static int gputel_read_calls(gputel_reader *r)
     int64_t *counter = reading->counter;
     uint64_t valid = 0;
     int well = 0;
-    gputel_answer answer;
+    gputel_answer answer = {0};
 
     if (reading->calls_stale)
         gputel_calls_choose(r, 0);
@@ -45,7 +45,7 @@ static int gputel_read_calls(gputel_reader *r)
         int i = reading->active_call[k];
         const gputel_call *call = &calls[i];
         nvmlReturn_t code = gputel_ask(call->shape, call->function, call->argument, handle,
-                                       &answer);
+                                       &answer, call->words);
 
         if (__builtin_expect(code != NVML_SUCCESS, 0)) {
             int outcome = gputel_judge_failure(r, i, code);
@@ -60,12 +60,10 @@ static int gputel_read_calls(gputel_reader *r)
         gputel_account_well(r, i);
         reading->answered[i] = 1;
         well++;
-        for (int t = 0; t < call->targets; t++) {
-            const gputel_target *target = &call->target[t];
-            uint64_t raw;
+        for (const gputel_target *target = call->target, *end = target + call->targets;
+             target != end; target++) {
+            uint64_t raw = answer.word[target->word];
 
-            memcpy(&raw, (const char *)&answer + target->offset, sizeof raw);
-            raw &= target->mask;
             if (__builtin_expect(gputel_put_quickly(r, counter, target, raw), 1))
                 valid |= target->bit;
             else
@@ -87,9 +85,9 @@ static GPUTEL_COLD void gputel_fields_choose(gputel_reader *r)
     for (int i = 0; i < r->plan->fields; i++)
         if (!reading->unsupported[r->plan->calls + i]) {
             reading->active[count].target = &r->plan->field[i].target;
-            reading->active[count].id = r->plan->field[i].field;
-            reading->active[count].scope = reading->scope[i];
-            reading->active[count].field = (uint16_t)i;
+            reading->active[count].ask[0] = r->plan->field[i].field;
+            reading->active[count].ask[1] = reading->scope[i];
+            reading->active[count].field = i;
             reading->active[count].type = GPUTEL_NO_TYPE;
             count++;
         }
@@ -170,21 +168,27 @@ static GPUTEL_COLD int gputel_put_field(gputel_reader *r, int k, gputel_traffic 
     active->type = GPUTEL_NO_TYPE;
     if (member == NVML_VALUE_TYPE_UNSIGNED_INT || member == NVML_VALUE_TYPE_UNSIGNED_LONG_LONG) {
         active->type = (int)value->valueType;
-        active->shift = member == NVML_VALUE_TYPE_UNSIGNED_INT ? 32 : 0;
+        active->used = member == NVML_VALUE_TYPE_UNSIGNED_INT ? UINT32_MAX : UINT64_MAX;
     }
     return GPUTEL_OK;
 }
 
 static int gputel_read_fields(gputel_reader *r)
 {
+    static const struct {
+        nvmlValueType_t type;
+        nvmlReturn_t code;
+    } unanswered = {NVML_VALUE_TYPE_DOUBLE, NVML_ERROR_UNKNOWN};
     const gputel_plan *plan = r->plan;
     gputel_reading *reading = r->reading;
     nvmlFieldValue_t *values = r->values;
     int64_t *counter = reading->counter;
     gputel_traffic traffic = {0};
+    const gputel_active *active, *end;
+    nvmlFieldValue_t *value;
     uint64_t valid = 0;
     nvmlReturn_t code;
-    int well = 0, count;
+    int count, looked = 0;
 
     if (reading->fields_stale)
         gputel_fields_choose(r);
@@ -193,15 +197,12 @@ static int gputel_read_fields(gputel_reader *r)
         return GPUTEL_OK;
     if (!r->core->functions.field_values)
         return gputel_fields_refused(r, GPUTEL_UNSUPPORTED);
-    for (int k = 0; k < count; k++) {
-        const gputel_active *active = &reading->active[k];
-
-        values[k].fieldId = active->id;
-        values[k].scopeId = active->scope;
+    end = reading->active + count;
+    for (active = reading->active, value = values; active != end; active++, value++) {
+        memcpy(&value->fieldId, active->ask, sizeof active->ask); /* and scopeId, at once */
         /* What the driver leaves alone is no answer. */
-        values[k].valueType = NVML_VALUE_TYPE_DOUBLE;
-        values[k].nvmlReturn = NVML_ERROR_UNKNOWN;
-        values[k].value.ullVal = 0;
+        memcpy(&value->valueType, &unanswered, sizeof unanswered);
+        value->value.ullVal = 0;
     }
     code = r->core->functions.field_values(r->device->handle, count, values);
     if (code != NVML_SUCCESS) {
@@ -212,28 +213,25 @@ static int gputel_read_fields(gputel_reader *r)
     }
     gputel_account_well(r, plan->ask_fields);
     reading->answered[plan->calls + plan->fields] = 1;
-    for (int k = 0; k < count; k++) {
-        const gputel_active *active = &reading->active[k];
+    for (active = reading->active, value = values; active != end; active++, value++) {
         const gputel_target *target = active->target;
-        const nvmlFieldValue_t *value = &values[k];
+        int outcome;
 
         if (__builtin_expect(value->nvmlReturn == NVML_SUCCESS &&
                                  (int)value->valueType == active->type &&
                                  gputel_put_quickly(r, counter, target,
-                                                    value->value.ullVal << active->shift
-                                                                        >> active->shift),
+                                                    value->value.ullVal & active->used),
                              1)) {
             valid |= target->bit;
-            well++;
-        } else {
-            int outcome = gputel_put_field(r, k, &traffic);
-
-            if (gputel_is_end(outcome))
-                return outcome;
+            continue;
         }
+        looked++; /* and counted there */
+        outcome = gputel_put_field(r, (int)(active - reading->active), &traffic);
+        if (gputel_is_end(outcome))
+            return outcome;
     }
     r->row[GPUTEL_ROW_VALID] |= valid;
-    r->device->others += well; /* each field counts, not the call */
+    r->device->others += count - looked; /* each field counts, not the call */
     if (plan->has_rate)
         gputel_put_rate(r, traffic.missing || traffic.parts < 2, traffic.total);
     return GPUTEL_OK;

@@ -15,6 +15,7 @@ cdef extern from "ring.h" nogil:
     void gputel_tail_release(gputel_ring_cursors *cursors, uint64_t tail)
     uint64_t gputel_dropped(gputel_ring_cursors *cursors)
     void gputel_drop(gputel_ring_cursors *cursors, uint64_t rows)
+    void gputel_prefetch_row(const char *row, size_t row_bytes)
 
 
 # The header of a row; its cells follow at once, 8 bytes each.
