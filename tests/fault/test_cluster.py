@@ -160,9 +160,7 @@ async def live_through(servers: NatsServers, path: Path, seed: int, mode: Mode) 
             await asyncio.wait_for(asyncio.gather(*producers), QUIET_S)
             client = await broker.connect(b)
             try:
-                async with asyncio.timeout(QUIET_S):
-                    while not await laws.caught_up(client, {"group", "strict", "store"}):
-                        await _first_failure([*running_, *consumers], 0.2)
+                await _come_to_rest(client, [*running_, *consumers])
                 # While leaders are elected members are cut off, and messages that wait for their
                 # acknowledgement for a second come again: good ones may reach their third time.
                 broken = [
@@ -182,6 +180,16 @@ async def live_through(servers: NatsServers, path: Path, seed: int, mode: Mode) 
         f"{brokers.starts} broker lives, {len(history.published)} messages published, "
         f"{len(history.acked)} acknowledged, {len(history.delivered)} delivered"
     )
+
+
+async def _come_to_rest(client: broker.BrokerClient, tasks: list[asyncio.Task[None]]) -> None:
+    """Wait until all groups have acknowledged everything; who does not is named."""
+    try:
+        async with asyncio.timeout(QUIET_S):
+            while not await laws.caught_up(client, {"group", "strict", "store"}):
+                await _first_failure(tasks, 0.2)
+    except TimeoutError:
+        pytest.fail(f"not caught up in {QUIET_S:g} s:\n{await laws.standing(client)}")
 
 
 async def _first_failure(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:

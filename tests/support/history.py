@@ -211,6 +211,21 @@ async def caught_up(client: broker.BrokerClient, groups: set[str]) -> bool:
     )
 
 
+async def standing(client: broker.BrokerClient) -> str:
+    """Where the logs end and the groups stand, when they do not come to rest."""
+    try:
+        topics, groups = await client.topics(), await client.groups()
+    except GputelError as error:
+        return f"the broker does not tell: {error}"
+    ends = [f"{t.name}: {[of.next_offset for of in t.partitions]}" for t in topics]
+    stands = [
+        f"{g.topic}, group {g.group}, {g.members} members: "
+        f"{ {of.partition: (of.next_offset, of.in_flight) for of in g.positions} }"
+        for g in groups
+    ]
+    return "\n".join([*ends, *stands])
+
+
 async def check(history: History, client: broker.BrokerClient) -> list[str]:
     """The laws, once everything is quiet: a sentence for each that does not hold."""
     log = await read_log(client, TOPIC)

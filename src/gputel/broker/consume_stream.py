@@ -53,6 +53,8 @@ class ConsumeStream:
         self._changed: Callable[[], None] = self._wake.set
         self._watched: set[int] = set()
         self._announced = 0
+        #: Partition -> since when the consumer was told to have it; see `Member.since`.
+        self._told: dict[int, int] = {}
         self._first = 0
         self._draining = False
         self.member = Member(
@@ -147,9 +149,18 @@ class ConsumeStream:
         if self._announced == self.member.generation:
             return
         self._announced = self.member.generation
-        partitions = self.member.partitions
-        self._watch(partitions)
-        assignment = mq.Assignment(partitions=sorted(partitions), generation=self._announced)
+        self._watch(self.member.partitions)
+        told, self._told = self._told, dict(self.member.since)
+        # What was lost and is back begins anew. A consumer that never saw it go would not say
+        # where, and wait for ever.
+        back = {p for p, since in self._told.items() if told.get(p, since) != since}
+        generation, partitions = self._announced, sorted(self._told)
+        if back:
+            await self._assign([p for p in partitions if p not in back], generation)
+        await self._assign(partitions, generation)
+
+    async def _assign(self, partitions: Sequence[int], generation: int) -> None:
+        assignment = mq.Assignment(partitions=partitions, generation=generation)
         await self._context.write(mq.ConsumeResponse(assignment=assignment))
 
     def _watch(self, partitions: frozenset[int]) -> None:

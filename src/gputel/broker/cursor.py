@@ -234,8 +234,13 @@ class Cursor:
         self._outstanding.pop(offset, None)
 
     def buried(self, offset: int) -> None:
-        """The message lies durably among the dead letters: it is done."""
+        """The message lies durably among the dead letters: it is done.
+
+        Wherever it is by now: the partition may have been handed over, and be back.
+        """
+        self.dead = [dead for dead in self.dead if dead.offset != offset]
         self._outstanding.pop(offset, None)
+        self._sent.pop(offset, None)
         self._buried[offset] = True
         if len(self._buried) > 1024:
             self._drop_below(self.floor or 0)

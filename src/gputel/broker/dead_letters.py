@@ -9,7 +9,7 @@ from typing import Final
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import names
-from gputel.broker.cursor import Cursor, Dead
+from gputel.broker.cursor import Dead
 from gputel.broker.engine import Engine, PartitionFailed, PartitionLog, Record
 from gputel.broker.groups import Group
 from gputel.errors import GputelError
@@ -38,7 +38,7 @@ class Undertaker:
                     dead = cursor.dead[-1]
                     if not await self._try(group, partition, dead):
                         return
-                    self._done(cursor, dead)
+                    cursor.buried(dead.offset)
 
     async def _try(self, group: Group, partition: int, dead: Dead) -> bool:
         try:
@@ -53,10 +53,6 @@ class Undertaker:
             )
             return False
         return True
-
-    def _done(self, cursor: Cursor, dead: Dead) -> None:
-        cursor.dead.remove(dead)
-        cursor.buried(dead.offset)
 
     async def _bury(self, group: Group, partition: int, dead: Dead) -> None:
         source = self._engine.topics[group.topic].partitions[partition]

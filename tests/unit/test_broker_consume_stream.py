@@ -1,0 +1,135 @@
+"""One consumer's stream over a log that answers when the test lets it, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+
+from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.broker.consume_stream import ConsumeStream
+from gputel.broker.engine import Chunk, PartitionLog, Record
+from gputel.broker.groups import Group, Member
+from gputel.clock import NS_PER_S, SYSTEM_CLOCK
+
+PARTITIONS = 3
+END = 5
+
+
+class Log:
+    """A partition with END messages; a read waits until it is `open`."""
+
+    def __init__(self) -> None:
+        self.first_offset = 0
+        self.next_offset = END
+        self.open = asyncio.Event()
+        self.open.set()
+        self.asked = asyncio.Event()
+
+    async def catch_up(self) -> None:
+        pass
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        pass
+
+    def unwatch(self, changed: Callable[[], None]) -> None:
+        pass
+
+    async def read(self, offset: int, messages_max: int, bytes_max: int) -> Chunk:
+        self.asked.set()
+        await self.open.wait()
+        records = [Record(at, 0, "p", 1, at + 1, b"", b"x") for at in range(offset, END)]
+        return Chunk(records[:messages_max], offset + min(len(records), messages_max))
+
+
+class Context:
+    """A consumer that starts what is new in an assignment, and keeps what it has."""
+
+    def __init__(self) -> None:
+        self.requests: asyncio.Queue[mq.ConsumeRequest] = asyncio.Queue()
+        self.assignments: list[frozenset[int]] = [frozenset()]
+        self.taken: list[tuple[int, int]] = []
+        self.heard = asyncio.Event()
+
+    async def read(self) -> mq.ConsumeRequest:
+        return await self.requests.get()
+
+    async def write(self, response: mq.ConsumeResponse) -> None:
+        self.taken += [(of.partition, of.offset) for of in response.batch.deliveries]
+        if response.HasField("assignment"):
+            held = frozenset(response.assignment.partitions)
+            for partition in held - self.assignments[-1]:
+                generation = response.assignment.generation
+                self.send(position=mq.Position(partition=partition, generation=generation))
+            self.assignments.append(held)
+        self.heard.set()
+
+    def send(self, **request: Any) -> None:
+        self.requests.put_nowait(mq.ConsumeRequest(**request))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                self.heard.clear()
+                await self.heard.wait()
+
+
+@asynccontextmanager
+async def consuming(context: Context, group: Group, logs: list[Log]) -> AsyncIterator[None]:
+    stream = ConsumeStream(
+        cast(Any, context),
+        group,
+        cast(list[PartitionLog], logs),
+        mq.ConsumeOpen(ack_timeout_ms=30_000, start_at=mq.START_AT_EARLIEST),
+        "m",
+        0,
+        SYSTEM_CLOCK,
+    )
+    task = asyncio.create_task(stream.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def lose_the_share(group: Group) -> None:
+    """As a broker does that could not renew its share for a while."""
+    held = group.held
+    group.hold(frozenset(), {})
+    group.hold(held, {})
+
+
+def have_a_visitor(group: Group) -> None:
+    """A second member that takes some of the partitions, and leaves at once."""
+    visitor = Member("v", lambda: None, NS_PER_S, 0, mq.START_AT_EARLIEST)
+    group.join(visitor, SYSTEM_CLOCK.monotonic_ns())
+    assert visitor.partitions
+    group.leave(visitor, lost=False)
+
+
+@pytest.mark.parametrize("upset", [lose_the_share, have_a_visitor])
+async def test_what_is_lost_and_back_while_a_read_waits_is_delivered(
+    upset: Callable[[Group], None],
+) -> None:
+    group, logs, context = Group("t", "g", PARTITIONS, {}), [Log() for _ in "abc"], Context()
+    for log in logs:
+        log.open.clear()
+    everything = {(partition, at) for partition in range(PARTITIONS) for at in range(END)}
+    async with consuming(context, group, logs):
+        await context.until(lambda: len(context.assignments[-1]) == PARTITIONS)
+        context.send(credit=mq.Credit(messages=1000, bytes=1 << 20))
+        async with asyncio.timeout(10):
+            await asyncio.wait(
+                [asyncio.ensure_future(log.asked.wait()) for log in logs],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        upset(group)
+        for log in logs:
+            log.open.set()
+        await context.until(lambda: set(context.taken) == everything)
+    assert len(context.assignments) == 4, "none, all, without what was lost, all"
+    assert context.assignments[1] == context.assignments[3] > context.assignments[2]
