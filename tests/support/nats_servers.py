@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import subprocess
@@ -61,6 +62,30 @@ class NatsServers:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise ChildProcessError(f"{server.name}: {problem}")
                 time.sleep(POLL_S)
+
+        # A leader that has not heard of a server yet places no replica there.
+        while not self._all_are_known():
+            if time.monotonic() > deadline:
+                raise ChildProcessError("the servers' leader does not see all of them")
+            time.sleep(POLL_S)
+
+    def _all_are_known(self) -> bool:
+        """Whether the leader of the cluster sees every server that runs."""
+        running = [
+            server
+            for server, process in zip(self.servers, self._processes, strict=True)
+            if process is not None
+        ]
+        for server in running:
+            try:
+                cluster = nats.ask(server.monitor_url, "/jsz").get("meta_cluster") or {}
+            except (OSError, http.client.HTTPException):
+                return False
+            if cluster.get("leader") == server.name:
+                replicas = cluster.get("replicas") or []
+                seen = [of for of in replicas if of.get("current") and not of.get("offline")]
+                return len(seen) >= len(running) - 1
+        return self.count == 1
 
     def kill(self, index: int) -> None:
         """End one at once."""
