@@ -32,7 +32,6 @@ PARTITIONS_MAX = 256
 SEGMENT_BYTES_DEFAULT = 64 * MIB
 SEGMENT_BYTES_MIN = 1 * MIB
 COMMIT_BYTES_MAX = 4 * MIB  # one group commit
-COMMIT_DELAY_MS_MAX = 5
 BATCH_BYTES_MAX = 256 * KIB  # messages put into one request or response; a larger one goes alone
 PENDING_BYTES_MAX = 32 * MIB  # accepted and not yet committed, over all partitions
 TAIL_BYTES_MAX = 32 * MIB  # committed and kept in memory for readers at the tail
