@@ -25,13 +25,13 @@ _numbers = itertools.count(1)
 Serving = Callable[..., AbstractAsyncContextManager[BrokerServer]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
     with running(tmp_path_factory.mktemp("nats-1"), 1) as servers:
         yield servers
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def three_nats_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
     with running(tmp_path_factory.mktemp("nats-3"), 3) as servers:
         yield servers
