@@ -152,6 +152,18 @@ async def test_what_is_not_acknowledged_in_time_comes_again_then_is_given_up(ser
         assert "3 deliveries" in letter.reason
 
 
+async def test_what_is_acknowledged_before_the_end_is_done(serving: Serving):
+    """Neither the acks are lost nor does the message that is left count as one that kills."""
+    async with serving(partitions=1, max_deliver=1) as server, connected(server.address) as client:
+        await publish(client, 1, 200)
+        async with client.consumer("t", group="g") as consumer:
+            taken = await take(consumer, 200, ack=False)
+            await consumer.ack(0, [delivery.offset for delivery in taken[:-1]])
+        async with client.consumer("t", group="g") as consumer:
+            (again,) = await take(consumer, 1)
+            assert (again.sequence, again.attempt) == (200, 1)
+
+
 async def test_term_and_nak(serving: Serving):
     async with serving(partitions=1) as server, connected(server.address) as client:
         await publish(client, 1, 2)

@@ -106,6 +106,20 @@ def test_a_lost_member_costs_its_first_message_an_attempt() -> None:
     assert cursor.take(1, 0) == 1
 
 
+def test_deliveries_that_failed_count_for_the_next_member() -> None:
+    cursor = started(max_deliver=2)
+    for offset in range(4):
+        assert cursor.take(offset, 0) == 1
+    assert cursor.ack(3)
+    for offset in range(2):
+        assert cursor.nak(offset, 0, NS_PER_MS)
+    cursor.expire(NS_PER_MS)
+    assert cursor.retake(cursor.pop_ready(), NS_PER_MS) == 2
+    cursor.stop(lost=False)  # 0 was sent twice, 1 is to be sent again, 2 was sent once
+    cursor.start(0, ack_timeout_ns=TIMEOUT_NS, max_deliver=2)
+    assert [cursor.take(offset, 0) for offset in range(4)] == [2, 2, 1, 1]
+
+
 def test_a_clean_leave_costs_nothing() -> None:
     cursor = started()
     cursor.take(0, 0)

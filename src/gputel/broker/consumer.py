@@ -9,7 +9,6 @@ on behind the last delivery it got.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -117,10 +116,15 @@ class Consumer:
         await self.close()
 
     async def close(self) -> None:
-        """Leave the group; what is not settled is delivered to another member."""
+        """Leave the group; what is not settled is delivered to another member.
+
+        Acknowledgements that were given are said before, for CLOSE_GRACE_S at most.
+        """
         self._closed = True
         if self._task is not None:
-            await self._say_rest()
+            self._wake_writer.set()
+            if self.connected:
+                await asyncio.wait({self._task}, timeout=CLOSE_GRACE_S)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
@@ -175,13 +179,6 @@ class Consumer:
         self._settle(partition, offset)
         self._send(term=mq.Term(partition=partition, offset=offset, reason=reason))
 
-    async def _say_rest(self) -> None:
-        """Acknowledgements that were given must not be lost for want of a moment."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_GRACE_S):
-                while self.connected and (self._acks or self._outbox):  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
-
     # -- credit ------------------------------------------------------------------------
 
     def _settle(self, partition: int, offset: int) -> None:
@@ -233,6 +230,8 @@ class Consumer:
                 finally:
                     self.connected = False
                     await self._assign(frozenset(), 0)
+                if self._closed:
+                    return
                 self.reconnects += 1
                 await self._clock.sleep(self._rotation.failed())
         except GputelError as failure:
@@ -320,6 +319,9 @@ class Consumer:
                 await call.write(mq.ConsumeRequest(ack=mq.Ack(offsets=offsets)))
             while self._outbox:
                 await call.write(self._outbox.popleft())
+            if self._closed:
+                await call.done_writing()  # the broker ends the stream when it has read all
+                return
             if silent or self._credit_is_due():
                 credit = mq.Credit(messages=self._credit_messages, bytes=self._credit_bytes)
                 self._credit_messages = self._credit_bytes = 0

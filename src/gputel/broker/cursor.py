@@ -69,7 +69,7 @@ class Cursor:
         self._sent: OrderedDict[int, None] = OrderedDict()  # by the time they are due
         self._waiting: list[tuple[int, int]] = []  # heap of (due_ns, offset)
         self._ready: list[int] = []  # heap of offsets
-        self._attempts: dict[int, int] = {}  # of deliveries that a lost member had
+        self._attempts: dict[int, int] = {}  # deliveries that failed at members who have gone
         self._buried: dict[int, bool] = {}  # at or above the floor; True: it is durable
 
     @property
@@ -104,17 +104,22 @@ class Cursor:
     def stop(self, *, lost: bool) -> None:
         """The member has gone; what it had is delivered again, to whoever is next.
 
-        A member that was lost may have died of the message it worked on, the first: that
-        delivery counts. The others only waited in its memory.
+        Deliveries that failed before still count. A member that was lost may have died of the
+        message it worked on, the first: that one counts, too. What else it had only waited in
+        its memory.
         """
         if not self.started:
             return
         self.saved = self.floor
-        if lost:
-            for offset, entry in self._outstanding.items():
-                if entry.state is not _State.DEAD:
-                    self._attempts[offset] = entry.attempt
-                    break
+        guilty = lost
+        for offset, entry in self._outstanding.items():
+            if entry.state is _State.DEAD:
+                continue
+            unfinished = entry.state is _State.SENT and not guilty
+            failed = entry.attempt - unfinished
+            if failed:
+                self._attempts[offset] = failed
+            guilty = False
         self._forget()
         self.started = False
 

@@ -31,11 +31,14 @@ class Undertaker:
         self.lost = 0  # deleted by retention, or damaged, before they could be moved
 
     async def bury(self, group: Group) -> None:
-        """Bury what `group` has given up by now; what fails stays given up for the next call."""
+        """Bury what `group` has given up by now, in that order.
+
+        What fails stays given up for the next call.
+        """
         async with self._digging:
             for partition, cursor in enumerate(group.cursors):
                 while cursor.dead:
-                    dead = cursor.dead[-1]
+                    dead = cursor.dead[0]
                     if not await self._try(group, partition, dead):
                         return
                     cursor.buried(dead.offset)
