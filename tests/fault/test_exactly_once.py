@@ -41,7 +41,7 @@ def test_kill_9_in_the_middle_of_a_replay(
     start_pipeline: Any, tmp_path: Path, victims: tuple[str, ...]
 ) -> None:
     path = tmp_path / "dump.csv"
-    write_dump(path, hosts=4, gpus=8, seconds=300, seed=len(victims[0]))
+    write_dump(path, hosts=4, gpus=8, seconds=200, seed=len(victims[0]))
     expected = expected_values(path)
     running = start_pipeline("--source", f"replay:{path}", "--once", "--speed", "20")
 
@@ -51,12 +51,12 @@ def test_kill_9_in_the_middle_of_a_replay(
     def reached(wanted: int) -> bool:
         return rows() > wanted
 
-    whole = 4 * 8 * 300
+    whole = 4 * 8 * 200
     for number, victim in enumerate(victims, 1):
         until(partial(reached, whole * number // 4), DEADLINE_S)
         assert rows() < whole, "the replay was over before the kill"
         kill(running, victim)
-    until(lambda: stored_values(running.ready["api"]).total() >= expected.total(), DEADLINE_S)
+    until(lambda: rows() >= whole, DEADLINE_S)
     stored = stored_values(running.ready["api"])
     assert (stored - expected, expected - stored) == ({}, {})
 

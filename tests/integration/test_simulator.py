@@ -1,4 +1,4 @@
-"""The simulator for a minute: no row lost or doubled, and samples are live at once."""
+"""The simulator for a while: no row lost or doubled, and samples are live at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import websockets
 from support.account import gaps_and_doubles, hot_rows, query, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-GPUS, HZ, SECONDS = 8, 10, 60
+GPUS, HZ, SECONDS = 8, 10, 20
 
 
 async def worst_age_s(url: str, updates: int) -> float:
@@ -32,7 +32,7 @@ async def worst_age_s(url: str, updates: int) -> float:
 
 
 @pytest.mark.timeout(180)
-def test_a_minute_of_eight_gpus_at_ten_hertz(start_pipeline: Any) -> None:
+def test_eight_gpus_at_ten_hertz(start_pipeline: Any) -> None:
     running = start_pipeline("--source", "sim", "--gpus", str(GPUS), "--hz", str(HZ))
     assert asyncio.run(worst_age_s(running.ready["stream"], updates=30)) < 1.0
     wanted = GPUS * HZ * SECONDS
@@ -42,6 +42,6 @@ def test_a_minute_of_eight_gpus_at_ten_hertz(start_pipeline: Any) -> None:
         running.ready, "SELECT count(DISTINCT epoch), min(time), max(time) FROM sample_hot_fast"
     )
     assert epochs == 1
-    # The rate is the asked one: no tick was missed in the minute.
+    # The rate is the asked one: no tick was missed.
     seconds = (last - first).total_seconds()
     assert hot_rows(running.ready) / GPUS >= seconds * HZ * 0.99
