@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from gputel.broker.background import Background
 from gputel.broker.engine import Message, Record
 from gputel.broker.engine.jetstream import block, writer
 from gputel.broker.engine.jetstream.block import Head
@@ -37,6 +38,7 @@ async def opened(
         STREAM,
         cast("Any", cluster),
         Marks(cast("Any", bucket), "marks.t.0"),
+        background=Background(),
         clock=clock,
         backlog=Backlog(),
         blocks=Blocks(),

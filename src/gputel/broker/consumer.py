@@ -234,9 +234,12 @@ class Consumer:
                     return
                 self.reconnects += 1
                 await self._clock.sleep(self._rotation.failed())
-        except GputelError as failure:
-            self._failure = failure
-            self._arrived.set()
+        except Exception as failure:  # whoever takes deliveries is told of any
+            self._fail(failure)
+
+    def _fail(self, failure: Exception) -> None:
+        self._failure = self._failure or failure
+        self._arrived.set()
 
     async def _connection(self) -> None:
         self._outbox.clear()
@@ -246,7 +249,6 @@ class Consumer:
             self._held.clear()
             self._held_bytes = 0
         call = transport.consume_call(self._rotation.channel)
-        writer: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(transport.OPEN_TIMEOUT_S):
                 await call.write(mq.ConsumeRequest(open=self._open))
@@ -258,12 +260,8 @@ class Consumer:
             self._credit_messages = self._messages_max - len(self._held)
             self._credit_bytes = max(1, self._bytes_max - self._held_bytes)
             self._wake_writer.set()
-            writer = asyncio.create_task(self._write(call), name="consumer-writer")
-            await self._read(call)
+            await transport.converse(self._read(call), self._write(call))
         finally:
-            if writer is not None:
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
             call.cancel()
 
     async def _read(self, call: transport.ConsumeCall) -> None:
@@ -350,9 +348,8 @@ class Consumer:
             next_offset = self._resume_at.get(partition)
             if self._on_assign is not None:
                 next_offset = await self._on_assign(partition)
-        except GputelError as failure:
-            self._failure = failure
-            self._arrived.set()
+        except Exception as failure:  # whoever takes deliveries is told of any
+            self._fail(failure)
             return
         self._send(
             position=mq.Position(

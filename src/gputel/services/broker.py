@@ -27,7 +27,7 @@ async def serve(process: Process) -> None:
 
 async def _until_stopped(process: Process, server: BrokerServer) -> None:
     """As `Process.until_stopped`; BrokerUnavailable when a restart would mend the broker."""
-    failing = asyncio.create_task(server.until_mendable(), name="failures")
+    failing = asyncio.create_task(server.until_failed(), name="failures")
     stopping = asyncio.create_task(process.stopping.wait(), name="stopping")
     try:
         await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -182,7 +182,9 @@ class Committer:
         self._queue: SimpleQueue[Partition | None] = SimpleQueue()
         self._writers: dict[Partition, Writer] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="committer", daemon=True)
+        self._ended = asyncio.Event()
+        self._problem = ""
         self._next_housekeeping_ns = 0
         self._next_sync_ns = 0
         self.commits = 0
@@ -223,6 +225,19 @@ class Committer:
         return self.free_bytes < self._settings.disk_reserve_bytes or any(
             writer.full for writer in tuple(self._writers.values())
         )
+
+    async def until_ended(self) -> str:
+        """Return once the thread has ended by itself, by a mistake of ours; how it has."""
+        await self._ended.wait()
+        return self._problem
+
+    def _work(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            log.exception("the committer has ended by itself")
+            self._problem = f"the committer has ended: {error!r}"
+            self._tell(self._ended.set)
 
     def _run(self) -> None:
         stopping = False

@@ -13,7 +13,7 @@ import asyncio
 import fcntl
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from gputel import limits
+from gputel.broker.background import first_of
 from gputel.broker.engine import NoRoom
 from gputel.broker.engine.commit import Committer, Writer
 from gputel.broker.engine.disk import Disk
@@ -184,12 +185,23 @@ class EmbeddedEngine:
     async def refresh(self) -> None:
         """What this broker knows is all there is."""
 
-    async def until_mendable(self) -> Sequence[Partition]:
+    async def until_failed(self) -> str:
+        assert self.committer is not None
+        return await first_of(self._until_mendable(), self.committer.until_ended())
+
+    async def _until_mendable(self) -> str:
+        """The other partitions are served as long as the disk still fails, so that a restart
+        succeeds."""
 
         def partitions() -> list[Partition]:
             return [of for topic in self._topics.values() for of in topic.partitions]
 
-        return await until_mendable(partitions, self._disk, self._clock)
+        failed = await until_mendable(partitions, self._disk, self._clock)
+        reasons = "; ".join(f"partition {of.name}: {of.failure}" for of in failed)
+        return (
+            f"{reasons}; the disk takes writes again, and only a new process may trust what the "
+            "log holds"
+        )
 
     def throttle_ms(self) -> int:
         return THROTTLE_MS if self.committer is not None and self.committer.is_full else 0

@@ -15,14 +15,15 @@ import contextlib
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import msgspec
 from nats.aio.msg import Msg
 
 from gputel import limits
-from gputel.broker.engine import NoRoom, PartitionLog
+from gputel.broker.background import Background
+from gputel.broker.engine import NoRoom
 from gputel.broker.engine.jetstream import block
 from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.bucket import Bucket
@@ -108,6 +109,7 @@ class JetStreamEngine:
         self._clock = clock
         self._namespace = settings.jetstream.namespace
         self.name = uuid.uuid4().hex[:12]
+        self._background = Background()
         self.cluster = Cluster(settings.jetstream, f"gputel-broker-{self.name}")
         self._bucket = Bucket(self.cluster, self._namespace, settings.jetstream.replicas)
         self._shares = Shares(self._bucket, self.cluster, self._namespace, self.name, clock)
@@ -145,7 +147,7 @@ class JetStreamEngine:
         except BaseException:
             await self.stop()
             raise
-        self._tending = asyncio.create_task(self._tend(), name="jetstream-tend")
+        self._tending = self._background.start(self._tend(), "jetstream-tend")
 
     async def _patiently(self, step: Callable[[], Awaitable[None]]) -> None:
         """A step of the start; a cluster that starts beside us has no leaders yet."""
@@ -167,8 +169,7 @@ class JetStreamEngine:
 
     async def stop(self) -> None:
         if self._tending is not None:
-            self._tending.cancel()
-            await asyncio.gather(self._tending, return_exceptions=True)
+            await self._background.stop(self._tending)
             self._tending = None
         partitions = list(self._streams.values())
         with contextlib.suppress(TimeoutError):
@@ -236,6 +237,7 @@ class JetStreamEngine:
             f"{self._namespace}.log.{word}.{index}",
             self.cluster,
             Marks(self._bucket, f"marks.{word}.{index}"),
+            background=self._background,
             clock=self._clock,
             backlog=self._backlog,
             blocks=self._blocks,
@@ -312,10 +314,9 @@ class JetStreamEngine:
 
     # -- the rest of the seam ----------------------------------------------------------
 
-    async def until_mendable(self) -> Sequence[PartitionLog]:
-        # The cluster mends itself, and this process holds nothing that a new one would mend.
-        await asyncio.Event().wait()
-        return ()
+    async def until_failed(self) -> str:
+        # The cluster mends itself.
+        return await self._background.until_ended()
 
     def throttle_ms(self) -> int:
         stalled = any(partition.writer.stalled for partition in self._streams.values())
@@ -349,6 +350,7 @@ class JetStreamEngine:
             "Blocks that another broker's came before",
             lambda: sum(partition.writer.conflicts for partition in self._streams.values()),
         )
+        health.live("engine", lambda: self._background.problem or None)
         health.ready("cluster", self._check_cluster)
 
     def _check_cluster(self) -> str | None:

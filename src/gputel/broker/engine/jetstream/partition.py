@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from gputel import limits
+from gputel.broker.background import Background
 from gputel.broker.engine import Chunk, Message, PartitionFailed
 from gputel.broker.engine.jetstream import block
 from gputel.broker.engine.jetstream.block import Head
@@ -55,6 +56,7 @@ class Partition:
         cluster: Cluster,
         marks: Marks,
         *,
+        background: Background,
         clock: Clock,
         backlog: Backlog,
         blocks: Blocks,
@@ -74,6 +76,7 @@ class Partition:
         self.subject = subject
         self._cluster = cluster
         self._marks = marks
+        self._background = background
         self._clock = clock
         self._backlog = backlog
         self._reader = Reader(self.name, stream, subject, cluster, blocks)
@@ -154,11 +157,13 @@ class Partition:
             self, self.subject, self._cluster, self._clock, self._backlog, self._writer_name
         )
         if not self.failure:
-            self._writing = asyncio.create_task(self._writer.run(), name=f"writer-{self.name}")
+            self._writing = self._background.start(self._writer.run(), f"writer-{self.name}")
 
     async def close(self) -> None:
         """Stop writing and following."""
-        every = (self._writing, self._follower, self._look, self._next_look)
+        if self._writing is not None:
+            await self._background.stop(self._writing)
+        every = (self._follower, self._look, self._next_look)
         tasks = [task for task in every if task is not None]
         for task in tasks:
             task.cancel()
