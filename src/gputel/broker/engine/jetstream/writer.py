@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 #: NOTE(one): behind a block that is lost another broker's may take its place; a second one in
 #: flight would then pass the comparison of sequences, with wrong offsets and a hole before it.
+#: More would not be faster either: docs/decisions/068.
 IN_FLIGHT_MAX: Final = 1
 #: While a block is on its way, the next one waits until it is worth a sync of the servers.
 GATHER_BYTES: Final = 256 * limits.KIB
