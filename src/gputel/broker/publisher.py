@@ -21,6 +21,7 @@ import msgspec
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
+from gputel.broker.background import first_of
 from gputel.broker.rotation import Rotation
 from gputel.clock import NS_PER_S, Clock
 from gputel.errors import BrokerUnavailable, FrameTooLarge, GputelError, ProducerFenced
@@ -162,7 +163,7 @@ class Publisher:
             finally:
                 self.connected = False
             self.reconnects += 1
-            await self._clock.sleep(self._rotation.failed())
+            await self._clock.sleep(self._rotation.move_on())
 
     async def _connection(self) -> None:
         """One stream, from open to its end; raises AioRpcError or TimeoutError."""
@@ -179,7 +180,10 @@ class Publisher:
             self._acknowledge(first.opened.last_sequence)
             self.connected = True
             self._rotation.serves()
-            await transport.converse(self._read(call), self._write(call))
+            await first_of(
+                transport.converse(self._read(call), self._write(call)),
+                self._rotation.until_home(self._clock),
+            )
         finally:
             call.cancel()
 
