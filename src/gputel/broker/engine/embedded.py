@@ -28,11 +28,12 @@ from gputel.broker.engine.disk import Disk
 from gputel.broker.engine.memory import Backlog, Tail
 from gputel.broker.engine.mend import until_mendable
 from gputel.broker.engine.partition import Partition
+from gputel.broker.engine.producers import Opened
 from gputel.broker.engine.recovery import Recovered, recover
 from gputel.broker.engine.watching import watch
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import SYSTEM_CLOCK, Clock
-from gputel.errors import InputError, ProducerFenced
+from gputel.errors import InputError
 from gputel.observe import Health, Telemetry
 
 _T = TypeVar("_T")
@@ -57,23 +58,14 @@ class Topic:
         self.name = name
         self.id = id
         self._partitions = partitions
-        # Epochs of producers that have opened a stream; it fences before it publishes.
-        self._opened: dict[str, int] = {}
+        self._opened = Opened(name)
 
     @property
     def partitions(self) -> tuple[Partition, ...]:
         return self._partitions
 
     async def open_producer(self, producer: str, epoch: int) -> int:
-        newest = self.newest_epoch(producer)
-        if epoch < newest:
-            raise ProducerFenced(producer, epoch, newest)
-        full = len(self._opened) >= limits.PRODUCERS_PER_PARTITION_MAX
-        if full and producer not in self._opened:
-            raise NoRoom(
-                f"topic {self.name!r} has {len(self._opened)} producers, the most it may have"
-            )
-        self._opened[producer] = epoch
+        self._opened.open(producer, epoch, self.newest_epoch(producer))
         durable = []
         for partition in self._partitions:
             mark = partition.mark(producer)
@@ -83,7 +75,7 @@ class Topic:
 
     def newest_epoch(self, producer: str) -> int:
         opened = self._opened.get(producer)
-        if opened is not None:
+        if opened:
             return opened
         marks = [partition.mark(producer) for partition in self._partitions]
         return max((mark.epoch for mark in marks if mark is not None), default=0)

@@ -33,9 +33,10 @@ from gputel.broker.engine.jetstream.partition import STORED_BYTES, Partition
 from gputel.broker.engine.jetstream.reader import Blocks
 from gputel.broker.engine.jetstream.shares import Shares
 from gputel.broker.engine.memory import Backlog
+from gputel.broker.engine.producers import Opened
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
-from gputel.errors import BrokerUnavailable, InputError, LogCorrupt, ProducerFenced
+from gputel.errors import BrokerUnavailable, InputError, LogCorrupt
 from gputel.observe import Health, Telemetry
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Topic:
         self.id = id
         self._partitions = partitions
         self._engine = engine
-        self._opened: dict[str, int] = {}
+        self.opened = Opened(name)
 
     @property
     def partitions(self) -> tuple[Partition, ...]:
@@ -72,15 +73,7 @@ class Topic:
     async def open_producer(self, producer: str, epoch: int) -> int:
         # What other brokers have stored of it counts.
         await asyncio.gather(*(partition.catch_up() for partition in self._partitions))
-        newest = self.newest_epoch(producer)
-        if epoch < newest:
-            raise ProducerFenced(producer, epoch, newest)
-        full = len(self._opened) >= limits.PRODUCERS_PER_PARTITION_MAX
-        if full and producer not in self._opened:
-            raise NoRoom(
-                f"topic {self.name!r} has {len(self._opened)} producers, the most it may have"
-            )
-        self.fence(producer, epoch)
+        self.opened.open(producer, epoch, self.newest_epoch(producer))
         await self._engine.announce_epoch(self.name, producer, epoch)
         durable = []
         for partition in self._partitions:
@@ -89,16 +82,10 @@ class Topic:
             durable.append(mark.sequence if known and mark is not None else 0)
         return min(durable)
 
-    def fence(self, producer: str, epoch: int) -> None:
-        """A producer was opened, here or at another broker."""
-        known = self._opened.get(producer, 0)
-        if epoch > known and (known or len(self._opened) < limits.PRODUCERS_PER_PARTITION_MAX):
-            self._opened[producer] = epoch
-
     def newest_epoch(self, producer: str) -> int:
         marks = [partition.durable.get(producer) for partition in self._partitions]
         stored = max((mark.epoch for mark in marks if mark is not None), default=0)
-        return max(stored, self._opened.get(producer, 0))
+        return max(stored, self.opened.get(producer))
 
 
 class JetStreamEngine:
@@ -293,7 +280,7 @@ class JetStreamEngine:
             name, producer, epoch = json.loads(message.data)
             topic = self._topics.get(name)
             if topic is not None:
-                topic.fence(str(producer), int(epoch))
+                topic.opened.hear(str(producer), int(epoch))
                 for partition in topic.partitions:
                     partition.notify()
 

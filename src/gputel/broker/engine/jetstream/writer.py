@@ -34,7 +34,7 @@ from gputel.broker.engine.jetstream.cluster import (
 from gputel.broker.engine.memory import Backlog, cost_bytes
 from gputel.broker.engine.producers import Mark, Producers
 from gputel.clock import Clock
-from gputel.errors import BrokerUnavailable, ProducerFenced
+from gputel.errors import BrokerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -144,16 +144,13 @@ class Writer:
         self, producer: str, epoch: int, messages: Sequence[Message], *, repeatable: bool
     ) -> int:
         """See `PartitionLog.extend`."""
-        mark = self._accepted.get(producer)
-        if mark is not None and repeatable:
-            if epoch < mark.epoch:
-                raise ProducerFenced(producer, epoch, mark.epoch)
-            if epoch == mark.epoch and messages[0].sequence <= mark.sequence:
-                fresh = [message for message in messages if message.sequence > mark.sequence]
-                self.duplicates += len(messages) - len(fresh)
-                if not fresh:
-                    return mark.offset
-                messages = fresh
+        if repeatable:
+            fresh = self._accepted.fresh(producer, epoch, messages)
+            self.duplicates += len(messages) - len(fresh)
+            mark = self._accepted.get(producer)
+            if mark is not None and not fresh:
+                return mark.offset
+            messages = fresh
         runs = self._runs(producer, epoch, messages, repeatable)
         last = runs[-1]
         self._accepted.advance(producer, Mark(epoch, messages[-1].sequence, last.ticket))
@@ -409,7 +406,7 @@ class Writer:
                     del self._fenced[next(iter(self._fenced))]
                 self._complete(run)
                 continue
-            fresh = [message for message in run.messages if message.sequence > mark.sequence]
+            fresh = self._log.durable.fresh(run.producer, run.epoch, run.messages)
             self.duplicates += len(run.messages) - len(fresh)
             if not fresh:
                 self._complete(run)
