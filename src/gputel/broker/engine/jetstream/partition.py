@@ -42,6 +42,10 @@ FOLD_BYTES: Final = 8 * limits.MIB
 FOLD_BLOCKS: Final = 1024
 #: What a server stores of a block beside its payload and head: subject, other headers, its own.
 STORED_BYTES: Final = 150
+#: A stream that ends before what is known to be stored is looked at so often before it is
+#: believed: its leader may have begun just now.
+SHORT_LOOKS: Final = 10
+SHORT_LOOK_S: Final = 0.5
 
 
 class Partition:
@@ -132,8 +136,13 @@ class Partition:
 
     async def open(self) -> None:
         """Learn what the stream holds and begin to write. BrokerUnavailable."""
-        state = await self._cluster.state(self.stream)
         saved = await self._marks.load(self.durable)
+        state = await self._cluster.state(self.stream)
+        for _ in range(SHORT_LOOKS):
+            if saved.sequence <= state.last_sequence:
+                break
+            await self._clock.sleep(SHORT_LOOK_S)
+            state = await self._cluster.state(self.stream)
         if saved.sequence > state.last_sequence:
             self.failure = (
                 f"stream {self.stream} ends at {state.last_sequence}, and {saved.sequence} blocks "

@@ -48,6 +48,7 @@ RETRY_FIRST_S: Final = 0.05
 RETRY_LAST_S: Final = 1.0
 #: A stream without a leader answers nothing: ask again soon, and be patient with a slow one.
 ASK_FIRST_S: Final = 1.0
+#: Tickets that are remembered as refused. Streams ask first whether they are fenced.
 FENCED_MAX: Final = 4096
 
 
