@@ -124,6 +124,7 @@ async def live_through(servers: NatsServers, path: Path, seed: int, mode: Mode) 
     """One round; what happened in it, in words."""
     draw = random.Random(seed)
     history = History()
+    kills = servers.kills
     settings = settings_for(servers, f"s{seed}")
     brokers = Brokers(settings, path, draw, mode)
     store = Store(history)
@@ -167,7 +168,7 @@ async def live_through(servers: NatsServers, path: Path, seed: int, mode: Mode) 
             for task in everything:
                 task.cancel()
             await asyncio.gather(*everything, return_exceptions=True)
-    return laws.told(history, brokers.starts)
+    return f"{laws.told(history, brokers.starts)}, {servers.kills - kills} servers killed"
 
 
 @pytest.mark.timeout(0)

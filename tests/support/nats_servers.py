@@ -28,6 +28,7 @@ class NatsServers:
         self.servers = nats.make_servers(directory, count)
         self._changed = changed
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
+        self.kills = 0
 
     @property
     def count(self) -> int:
@@ -94,6 +95,7 @@ class NatsServers:
         """End one at once."""
         process, self._processes[index] = self._processes[index], None
         if process is not None:
+            self.kills += 1
             process.send_signal(signal.SIGKILL)
             process.wait()
 
