@@ -16,6 +16,7 @@ from gputel.broker import BrokerClient, StartAt, letters
 from gputel.broker.server import BrokerServer
 from gputel.clock import NS_PER_S, ManualClock
 from gputel.errors import InputError, NotFound
+from support.messages import publish, take
 from support.wire import until
 
 
@@ -29,25 +30,6 @@ async def serving_client(
             yield server, client
         finally:
             await client.close()
-
-
-async def publish(client: BrokerClient, count: int, *, topic: str = "t", first: int = 1) -> None:
-    publisher = await client.publisher(topic, "p", epoch=1)
-    for sequence in range(first, first + count):
-        await publisher.publish(sequence, f"k{sequence % 4}", f"m{sequence}".encode())
-    assert await publisher.flush(10)
-    await publisher.close()
-
-
-async def take(client: BrokerClient, group: str, count: int, topic: str = "t") -> list[bytes]:
-    async with client.consumer(topic, group=group) as consumer:
-        taken = []
-        async for delivery in consumer:
-            taken.append(delivery.payload)
-            await consumer.ack(delivery.partition, [delivery.offset])
-            if len(taken) == count:
-                return taken
-    raise AssertionError("the consumer ended")
 
 
 async def bury(client: BrokerClient, count: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 from conformance.conftest import Serving
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.server import BrokerServer
-from support.wire import Consumer, Producer, ask, connected, groups, publish, until
+from support.wire import DEADLINE_S, Consumer, Producer, ask, connected, groups, publish, until
 
 pytestmark = pytest.mark.parametrize("settings", ["jetstream-r1", "jetstream-r3"], indirect=True)
 
@@ -86,7 +86,7 @@ async def test_a_group_shares_its_partitions_over_both(serving: Serving) -> None
                 await asyncio.sleep(0)
             return taken
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             taken = await both()
         for consumer in (first, second):
             assert consumer.held

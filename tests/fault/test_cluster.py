@@ -7,7 +7,6 @@ other one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gputel import broker
 from gputel.broker.settings import BrokerSettings, JetStreamSettings
 from support import history as laws
 from support.broker_process import broker_process
@@ -94,6 +92,8 @@ class Brokers:
                     ends.append(asyncio.create_task(self._end_of_life()))
                 try:
                     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                    code = process.returncode
+                    assert code is None, f"a broker ended by itself, with exit code {code}"
                 finally:
                     for task in ends:
                         task.cancel()
@@ -124,6 +124,7 @@ async def live_through(servers: NatsServers, path: Path, seed: int, mode: Mode) 
     """One round; what happened in it, in words."""
     draw = random.Random(seed)
     history = History()
+    kills = servers.kills
     settings = settings_for(servers, f"s{seed}")
     brokers = Brokers(settings, path, draw, mode)
     store = Store(history)
@@ -150,54 +151,24 @@ async def live_through(servers: NatsServers, path: Path, seed: int, mode: Mode) 
         trouble = [asyncio.create_task(kill_servers(servers, fork()))] if mode.servers else []
         everything = [*running_, *producers, *consumers, *trouble]
         try:
-            await _first_failure(everything, ROUND_S)
+            await laws.first_failure(everything, ROUND_S)
             for task in trouble:
                 task.cancel()
             await asyncio.gather(*trouble, return_exceptions=True)
             await asyncio.to_thread(servers.wait_ready)
             brokers.well.set()
-            history.stop.set()
-            await asyncio.wait_for(asyncio.gather(*producers), QUIET_S)
-            client = await broker.connect(b)
-            try:
-                await _come_to_rest(client, [*running_, *consumers])
-                # While leaders are elected members are cut off, and messages that wait for their
-                # acknowledgement for a second come again: good ones may reach their third time.
-                broken = [
-                    law
-                    for law in await laws.check(history, client)
-                    if not law.endswith("dead letters that nobody gave up")
-                ]
-            finally:
-                await client.close()
+            await laws.conclude(
+                history,
+                b,
+                producers=producers,
+                others=[*running_, *consumers],
+                timeout_s=QUIET_S,
+            )
         finally:
             for task in everything:
                 task.cancel()
             await asyncio.gather(*everything, return_exceptions=True)
-    assert not broken, broken
-    assert history.acked
-    return (
-        f"{brokers.starts} broker lives, {len(history.published)} messages published, "
-        f"{len(history.acked)} acknowledged, {len(history.delivered)} delivered"
-    )
-
-
-async def _come_to_rest(client: broker.BrokerClient, tasks: list[asyncio.Task[None]]) -> None:
-    """Wait until all groups have acknowledged everything; who does not is named."""
-    try:
-        async with asyncio.timeout(QUIET_S):
-            while not await laws.caught_up(client, {"group", "strict", "store"}):
-                await _first_failure(tasks, 0.2)
-    except TimeoutError:
-        pytest.fail(f"not caught up in {QUIET_S:g} s:\n{await laws.standing(client)}")
-
-
-async def _first_failure(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:
-    """Wait; an exception of any task is ours."""
-    done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
-    for task in done:
-        with contextlib.suppress(asyncio.CancelledError):
-            task.result()
+    return f"{laws.told(history, brokers.starts)}, {servers.kills - kills} servers killed"
 
 
 @pytest.mark.timeout(0)

@@ -154,10 +154,23 @@ asyncio.run(main())
 """
 
 
-def server_of_a_killed_owner(directory: Path, number: signal.Signals) -> int:
-    """The pid of a server that got `number`, and then lost its owner."""
+#: As the tests' own servers are run.
+TESTS_OWNER = """
+import pathlib, sys, time
+from support.nats_servers import running
+with running(pathlib.Path(sys.argv[1]), 1) as servers:
+    print((servers.servers[0].directory / "nats.pid").read_text(), flush=True)
+    time.sleep(60)
+"""
+
+
+def server_of_a_killed_owner(directory: Path, number: signal.Signals, program: str = OWNER) -> int:
+    """The pid of a server that got `number`, and then lost its owner, which runs `program`."""
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(directory)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, str(directory)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
     )
     assert owner.stdout is not None
     with owner.stdout:
@@ -169,8 +182,9 @@ def server_of_a_killed_owner(directory: Path, number: signal.Signals) -> int:
 
 
 @pytest.mark.fault
-def test_none_outlives_its_owner(tmp_path: Path) -> None:
-    pid = server_of_a_killed_owner(tmp_path, signal.SIGCONT)
+@pytest.mark.parametrize("program", [OWNER, TESTS_OWNER], ids=["services", "tests"])
+def test_none_outlives_its_owner(program: str, tmp_path: Path) -> None:
+    pid = server_of_a_killed_owner(tmp_path, signal.SIGCONT, program)
     until(lambda: not alive({pid}), 10)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from gputel.broker.background import first_of
 from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import BrokerSettings
@@ -58,7 +59,7 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     await server.start()
     print(server.address, flush=True)
-    await stopping.wait()
+    await first_of(stopping.wait(), server.until_failed())
     await server.stop()
 
 

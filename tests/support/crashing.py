@@ -194,6 +194,7 @@ async def main(plan: Plan) -> None:
     server = BrokerServer(settings, engine, Telemetry("broker"), Health("broker"), clock)
     await server.start()
     print(server.address, flush=True)
+    failing = asyncio.create_task(server.until_failed())
     draw = random.Random(plan.seed + 2)
     while True:
         await asyncio.sleep(0.2)
@@ -202,6 +203,8 @@ async def main(plan: Plan) -> None:
         partitions = [p for topic in server._engine.topics.values() for p in topic.partitions]
         if any(partition.failure for partition in partitions):
             os.kill(os.getpid(), signal.SIGKILL)
+        if failing.done():
+            failing.result()
 
 
 if __name__ == "__main__":

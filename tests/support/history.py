@@ -8,15 +8,16 @@ the log                      every message was published, with these bytes; in e
                              the sequences of a producer grow
 a group that acknowledges    every message was delivered to it
 a store with its own offset  every message was applied once
-a group that gives up        what it gave up lies in the dead letters, whole, and nothing else
+a group that gives up        what it gave up lies in the dead letters, whole, and nothing else:
+                             a good message only when members were lost with it in hand
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,6 +30,11 @@ TOPIC = "t"
 KEYS = 8
 POISON_EVERY = 89  # sequences that the group `strict` never accepts
 SIZES = (40, 300, 3_000, 60_000)
+GROUPS = frozenset({"group", "strict", "store"})
+STRICT_DELIVERIES = 3
+#: Of the group `strict`: so long that only losing a member makes a delivery fail.
+STRICT_ACK_TIMEOUT_S = 30.0
+POISON = "poison"
 
 
 class Identity(NamedTuple):
@@ -54,6 +60,9 @@ class History:
     delivered: dict[tuple[int, int], Identity] = field(default_factory=dict)
     by_group: dict[str, set[Identity]] = field(default_factory=lambda: defaultdict(set))
     applied: list[Identity] = field(default_factory=list)
+    #: Partition -> how often a member of `strict` was given it.
+    takings: Counter[int] = field(default_factory=Counter)
+    terminated: set[Identity] = field(default_factory=set)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     def saw(self, group: str, delivery: Delivery) -> Identity:
@@ -101,11 +110,21 @@ async def produce(history: History, address: str, name: str, draw: random.Random
 async def consume(history: History, address: str, group: str, draw: random.Random) -> None:
     """A member that acknowledges, asks again, forgets, leaves and dies."""
     strict = group == "strict"
+
+    async def taken(partition: int) -> None:
+        if strict:
+            history.takings[partition] += 1
+
     while True:
         client = await broker.connect(address)
         try:
             consumer = client.consumer(
-                TOPIC, group=group, ack_timeout_s=1, messages=200, max_deliver=3 if strict else 1000
+                TOPIC,
+                group=group,
+                ack_timeout_s=STRICT_ACK_TIMEOUT_S if strict else 1,
+                messages=200,
+                max_deliver=STRICT_DELIVERIES if strict else 1000,
+                on_assign=taken,
             )
             async with consumer:
                 left = draw.randint(500, 5000)
@@ -116,7 +135,8 @@ async def consume(history: History, address: str, group: str, draw: random.Rando
                         if chance < 0.5:
                             await consumer.nak(delivery.partition, delivery.offset, 0.01)
                         else:
-                            await consumer.term(delivery.partition, delivery.offset, "poison")
+                            history.terminated.add(identity)
+                            await consumer.term(delivery.partition, delivery.offset, POISON)
                     elif not strict and chance < 0.02:
                         await consumer.nak(delivery.partition, delivery.offset, 0.01)
                     elif strict or chance > 0.03:  # else: forgotten, until the timeout
@@ -193,7 +213,50 @@ async def read_log(client: broker.BrokerClient, topic: str) -> dict[int, list[mq
     return found
 
 
-async def caught_up(client: broker.BrokerClient, groups: set[str]) -> bool:
+async def first_failure(tasks: Iterable[asyncio.Task[None]], timeout_s: float) -> None:
+    """Wait; an exception of any task is ours."""
+    done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+    for task in done:
+        if not task.cancelled():
+            task.result()
+
+
+async def conclude(
+    history: History,
+    address: str,
+    *,
+    producers: Iterable[asyncio.Task[None]],
+    others: Iterable[asyncio.Task[None]],
+    timeout_s: float,
+) -> None:
+    """Once everything is well: all is acknowledged, each group comes to rest, the laws hold."""
+    history.stop.set()
+    await asyncio.wait_for(asyncio.gather(*producers), timeout_s)
+    client = await broker.connect(address)
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not await caught_up(client, GROUPS):
+                await first_failure(others, 0.2)
+        broken = await check(history, client)
+    except TimeoutError:
+        raise AssertionError(
+            f"not caught up in {timeout_s:g} s:\n{await standing(client)}"
+        ) from None
+    finally:
+        await client.close()
+    assert not broken, broken
+    assert history.acked
+
+
+def told(history: History, starts: int) -> str:
+    """What happened, in words."""
+    return (
+        f"{starts} broker lives, {len(history.published)} messages published, "
+        f"{len(history.acked)} acknowledged, {len(history.delivered)} delivered"
+    )
+
+
+async def caught_up(client: broker.BrokerClient, groups: frozenset[str]) -> bool:
     """Whether each group has acknowledged everything."""
     try:
         ends = {
@@ -271,20 +334,31 @@ def broken(
             yield f"{len(wrong)} {words}, such as {sorted(wrong)[:3]}"
     if len(set(history.applied)) != len(history.applied):
         yield f"{len(history.applied) - len(set(history.applied))} applied twice"
-    yield from _broken_letters(there, letters)
+    yield from _broken_letters(history, there, letters)
 
 
-def _broken_letters(there: set[Identity], letters: list[mq.Delivery]) -> Iterator[str]:
-    buried = set()
+def _broken_letters(
+    history: History, there: set[Identity], letters: list[mq.Delivery]
+) -> Iterator[str]:
+    buried: dict[Identity, int] = {}
     for delivery in letters:
         letter = mq.DeadLetter.FromString(delivery.payload)
         identity = Identity(letter.producer, letter.epoch, letter.sequence)
         if letter.payload != payload_of(identity):
             yield f"the dead letter of {identity} has other bytes"
-        buried.add(identity)
+        by_word = letter.reason == POISON
+        if identity in history.terminated if by_word else letter.attempts == STRICT_DELIVERIES:
+            buried[identity] = letter.partition
+        else:
+            yield f"{identity} was given up after {letter.attempts} deliveries: {letter.reason}"
     poison = {identity for identity in there if identity.sequence % POISON_EVERY == 0}
-    if poison - buried:
-        yield f"{len(poison - buried)} given up and not among the dead letters"
-    # A good message is given up when its member vanished three times with it in hand.
-    if len(buried - poison) > len(poison) + 3:
-        yield f"{len(buried - poison)} dead letters that nobody gave up"
+    if poison - buried.keys():
+        yield f"{len(poison - buried.keys())} given up and not among the dead letters"
+    # A member that is lost fails one message of each partition that it had.
+    good = Counter(partition for of, partition in buried.items() if of not in poison)
+    for partition, count in good.items():
+        if count * STRICT_DELIVERIES > history.takings[partition]:
+            yield (
+                f"{partition}: {count} dead letters that nobody gave up: members were given it "
+                f"{history.takings[partition]} times"
+            )

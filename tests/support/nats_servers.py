@@ -19,12 +19,16 @@ POLL_S = 0.05
 
 
 class NatsServers:
-    """`count` servers with their files in `directory`. Methods block."""
+    """`count` servers with their files in `directory`. Methods block.
+
+    They end with the thread that calls `launch`, also when that is killed.
+    """
 
     def __init__(self, directory: Path, count: int, changed: Mapping[str, Any]) -> None:
         self.servers = nats.make_servers(directory, count)
         self._changed = changed
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
+        self.kills = 0
 
     @property
     def count(self) -> int:
@@ -46,10 +50,10 @@ class NatsServers:
         """Start one, new or again."""
         server = self.servers[index]
         server.directory.mkdir(exist_ok=True)
-        config = server.directory / "nats.conf"
-        config.write_text(json.dumps(json.loads(server.config()) | dict(self._changed)))
+        server.config_path.write_text(json.dumps(json.loads(server.config()) | dict(self._changed)))
         self._processes[index] = subprocess.Popen(
-            [nats.find_program(), "--config", str(config)],
+            server.command(),
+            cwd=server.directory,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -91,6 +95,7 @@ class NatsServers:
         """End one at once."""
         process, self._processes[index] = self._processes[index], None
         if process is not None:
+            self.kills += 1
             process.send_signal(signal.SIGKILL)
             process.wait()
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.broker.background import Background
 from gputel.broker.engine import Share
 from gputel.broker.engine.jetstream.book import Page, take_turn
 from gputel.broker.groups import Group, Member
@@ -75,7 +76,7 @@ async def test_what_no_member_has_begun_with_is_given_back_too() -> None:
     table = Table()
     groups = [Group("t", "g", PARTITIONS, {}) for _ in range(2)]
     leases = [
-        _Lease(group, Sharing(table, name), SYSTEM_CLOCK)
+        _Lease(group, Sharing(table, name), SYSTEM_CLOCK, Background())
         for group, name in zip(groups, "ab", strict=True)
     ]
     first = member("first")

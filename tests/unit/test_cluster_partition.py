@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from gputel.broker.background import Background
 from gputel.broker.engine import Message, Record
 from gputel.broker.engine.jetstream import block, writer
 from gputel.broker.engine.jetstream.block import Head
@@ -37,6 +38,7 @@ async def opened(
         STREAM,
         cast("Any", cluster),
         Marks(cast("Any", bucket), "marks.t.0"),
+        background=Background(),
         clock=clock,
         backlog=Backlog(),
         blocks=Blocks(),
@@ -188,8 +190,26 @@ async def test_a_stream_that_was_put_back_takes_no_more() -> None:
             await durable(partition, partition.append("p", 1, n, b"k", b"x"))
         await partition.save_marks()
     fake.streams[STREAM] = FakeStream()
-    async with opened(fake, bucket) as partition:
+    async with opened(fake, bucket, clock=ManualClock()) as partition:
         assert "it was deleted or put back" in partition.failure
+
+
+async def test_a_leader_that_has_not_caught_up_yet_is_not_believed() -> None:
+    fake, bucket = cluster(), FakeBucket()
+    async with opened(fake, bucket) as partition:
+        for n in (1, 2):
+            await durable(partition, partition.append("p", 1, n, b"k", b"x"))
+        await partition.save_marks()
+    whole, short = fake.streams[STREAM], FakeStream()
+
+    class Later(ManualClock):
+        async def sleep(self, delay_s: float) -> None:
+            fake.streams[STREAM] = whole
+
+    fake.streams[STREAM] = short
+    async with opened(fake, bucket, clock=Later()) as partition:
+        assert not partition.failure
+        assert [record.sequence for record in await read_all(partition)] == [1, 2]
 
 
 async def test_age_lets_all_go_but_the_last_block() -> None:

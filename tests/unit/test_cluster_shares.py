@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, cast
 
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.broker.background import Background
 from gputel.broker.engine import Share
 from gputel.broker.engine.jetstream.shares import EVICT_NS, HOLD_NS, Shares
 from gputel.broker.groups import Group, Member
@@ -107,7 +108,7 @@ class Absent:
 async def test_a_broker_that_can_not_renew_stops_delivering_in_time() -> None:
     clock = ManualClock()
     group = Group("t", "g", 2, {})
-    lease = _Lease(group, Absent(clock), clock)
+    lease = _Lease(group, Absent(clock), clock, Background())
     member = Member("m", lambda: None, NS_PER_S, 0, mq.START_AT_EARLIEST)
     group.join(member, clock.monotonic_ns())
     async with asyncio.timeout(10):

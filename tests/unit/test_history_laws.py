@@ -12,6 +12,7 @@ from support.history import History, Identity
 
 Log = dict[int, list[mq.Delivery]]
 GOOD = [Identity("p", 1, 1), Identity("p", 1, 2), Identity("p", 2, 1)]
+UNACKNOWLEDGED = "not acknowledged after 3 deliveries"
 POISON = Identity("p", 2, laws.POISON_EVERY)
 
 
@@ -25,9 +26,11 @@ def message(identity: Identity, offset: int) -> mq.Delivery:
     )
 
 
-def letter(identity: Identity) -> mq.Delivery:
+def letter(identity: Identity, reason: str = laws.POISON, attempts: int = 1) -> mq.Delivery:
     buried = mq.DeadLetter(
         topic="t",
+        reason=reason,
+        attempts=attempts,
         producer=identity.producer,
         epoch=identity.epoch,
         sequence=identity.sequence,
@@ -41,6 +44,7 @@ def lawful() -> tuple[History, Log, list[mq.Delivery]]:
     everything = [*GOOD, POISON]
     history.published |= set(everything)
     history.acked |= set(everything[:2])
+    history.terminated.add(POISON)
     history.applied += everything
     for group in ("group", "strict"):
         history.by_group[group] |= set(everything)
@@ -52,6 +56,14 @@ def lawful() -> tuple[History, Log, list[mq.Delivery]]:
 
 def test_what_is_lawful_passes() -> None:
     assert list(laws.broken(*lawful())) == []
+
+
+def test_a_good_message_may_be_given_up_when_members_were_lost_with_it() -> None:
+    history, log, letters = lawful()
+    history.takings[0] = laws.STRICT_DELIVERIES
+    letters.append(letter(GOOD[0], UNACKNOWLEDGED, laws.STRICT_DELIVERIES))
+    letters.append(letters[-1])  # the broker died before it knew that it was buried
+    assert list(laws.broken(history, log, letters)) == []
 
 
 def lose(history: History, log: Log, letters: list[mq.Delivery]) -> None:
@@ -105,6 +117,21 @@ def spoil_letter(history: History, log: Log, letters: list[mq.Delivery]) -> None
     letters[0].payload = buried.SerializeToString()
 
 
+def bury_good(history: History, log: Log, letters: list[mq.Delivery]) -> None:
+    history.takings[0] = laws.STRICT_DELIVERIES - 1
+    letters.append(letter(GOOD[0], UNACKNOWLEDGED, laws.STRICT_DELIVERIES))
+
+
+def bury_early(history: History, log: Log, letters: list[mq.Delivery]) -> None:
+    history.takings[0] = 100
+    letters.append(letter(GOOD[0], UNACKNOWLEDGED, laws.STRICT_DELIVERIES - 1))
+
+
+def bury_another(history: History, log: Log, letters: list[mq.Delivery]) -> None:
+    history.takings[0] = 100
+    letters.append(letter(GOOD[0]))
+
+
 @pytest.mark.parametrize(
     ("crime", "sentence"),
     [
@@ -120,6 +147,9 @@ def spoil_letter(history: History, log: Log, letters: list[mq.Delivery]) -> None
         (never_apply, "1 never applied"),
         (lose_letter, "1 given up and not among"),
         (spoil_letter, "the dead letter of"),
+        (bury_good, "0: 1 dead letters that nobody gave up: members were given it 2 times"),
+        (bury_early, "was given up after 2 deliveries: not acknowledged"),
+        (bury_another, "was given up after 1 deliveries: poison"),
     ],
 )
 def test_what_is_not_lawful_is_told(

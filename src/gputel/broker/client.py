@@ -169,7 +169,7 @@ class BrokerClient:
                 if refusal is not None:
                     raise refusal from None
                 problems.append(f"broker {self._asked.address}: {transport.said(error)}")
-                self._asked.failed()
+                self._asked.move_on()
             else:
                 return answer
         raise BrokerUnavailable("; ".join(problems), hint="is it running?")

@@ -20,6 +20,7 @@ import grpc.aio
 
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
+from gputel.broker.background import first_of
 from gputel.broker.rotation import Rotation
 from gputel.clock import Clock
 from gputel.errors import GputelError
@@ -88,6 +89,7 @@ class Consumer:
         self._wake_writer = asyncio.Event()
         self._failure: BaseException | None = None
         self._closed = False
+        self._leaving = False
         self._task: asyncio.Task[None] | None = None
         self.connected = False
         self.reconnects = 0
@@ -233,20 +235,23 @@ class Consumer:
                 if self._closed:
                     return
                 self.reconnects += 1
-                await self._clock.sleep(self._rotation.failed())
-        except GputelError as failure:
-            self._failure = failure
-            self._arrived.set()
+                await self._clock.sleep(self._rotation.move_on())
+        except Exception as failure:  # whoever takes deliveries is told of any
+            self._fail(failure)
+
+    def _fail(self, failure: Exception) -> None:
+        self._failure = self._failure or failure
+        self._arrived.set()
 
     async def _connection(self) -> None:
         self._outbox.clear()
         self._acks.clear()
+        self._leaving = False
         if not self._observer:
             self._queue.clear()
             self._held.clear()
             self._held_bytes = 0
         call = transport.consume_call(self._rotation.channel)
-        writer: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(transport.OPEN_TIMEOUT_S):
                 await call.write(mq.ConsumeRequest(open=self._open))
@@ -258,13 +263,18 @@ class Consumer:
             self._credit_messages = self._messages_max - len(self._held)
             self._credit_bytes = max(1, self._bytes_max - self._held_bytes)
             self._wake_writer.set()
-            writer = asyncio.create_task(self._write(call), name="consumer-writer")
-            await self._read(call)
+            await first_of(
+                transport.converse(self._read(call), self._write(call)), self._leave_for_home()
+            )
         finally:
-            if writer is not None:
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
             call.cancel()
+
+    async def _leave_for_home(self) -> None:
+        """End the stream as `close` does, once the broker that it began at is there again."""
+        await self._rotation.until_home(self._clock)
+        self._leaving = True
+        self._wake_writer.set()
+        await asyncio.Event().wait()  # the broker ends it when it has taken in what was said
 
     async def _read(self, call: transport.ConsumeCall) -> None:
         while True:
@@ -319,7 +329,7 @@ class Consumer:
                 await call.write(mq.ConsumeRequest(ack=mq.Ack(offsets=offsets)))
             while self._outbox:
                 await call.write(self._outbox.popleft())
-            if self._closed:
+            if self._closed or self._leaving:
                 await call.done_writing()  # the broker ends the stream when it has read all
                 return
             if silent or self._credit_is_due():
@@ -350,9 +360,8 @@ class Consumer:
             next_offset = self._resume_at.get(partition)
             if self._on_assign is not None:
                 next_offset = await self._on_assign(partition)
-        except GputelError as failure:
-            self._failure = failure
-            self._arrived.set()
+        except Exception as failure:  # whoever takes deliveries is told of any
+            self._fail(failure)
             return
         self._send(
             position=mq.Position(

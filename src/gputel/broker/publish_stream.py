@@ -166,12 +166,14 @@ class PublishStream:
         """The sequence up to which everything is durable now; 0 when there is nothing new."""
         sequence = 0
         unacked = self._unacked
+        if unacked:
+            # Before tickets are looked at: an engine remembers only so many that it has refused.
+            self._check_fence()
         while unacked:
             log, ticket, of_message = unacked[0]
             if not log.is_durable(ticket):
                 if log.failure:
                     raise PartitionFailed(f"partition {log.index}: {log.failure}")
-                self._check_fence()
                 return sequence
             sequence = of_message
             unacked.popleft()
@@ -181,7 +183,7 @@ class PublishStream:
         return sequence
 
     def _check_fence(self) -> None:
-        """What waits for a commit never becomes durable once a newer epoch was stored."""
+        """What waits for a commit may never become durable once a newer epoch is known."""
         fenced = self._is_fenced()
         if fenced is not None:
             raise fenced

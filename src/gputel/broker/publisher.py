@@ -21,6 +21,7 @@ import msgspec
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
+from gputel.broker.background import first_of
 from gputel.broker.rotation import Rotation
 from gputel.clock import NS_PER_S, Clock
 from gputel.errors import BrokerUnavailable, FrameTooLarge, GputelError, ProducerFenced
@@ -61,7 +62,7 @@ class Publisher:
         self._throttled_until_ns = 0
         self._changed = asyncio.Event()  # something for the writer to do
         self._room = asyncio.Event()  # something was acknowledged, or failed
-        self._failure: GputelError | None = None
+        self._failure: Exception | None = None
         self._closed = False
         self.last_acked_sequence = 0
         self.pending_size_bytes = 0
@@ -140,15 +141,21 @@ class Publisher:
             raise BrokerUnavailable("the publisher is closed")
 
     async def _run(self) -> None:
+        try:
+            await self._stay_connected()
+        except Exception as failure:  # whoever publishes is told of any
+            self._failure = failure
+            log.error("%s", failure, exc_info=not isinstance(failure, GputelError))
+            self._notify()
+
+    async def _stay_connected(self) -> None:
         while True:
             try:
                 await self._connection()
             except grpc.aio.AioRpcError as error:
-                self._failure = transport.fatal(error, self._open.producer, self._open.epoch)
-                if self._failure is not None:
-                    log.error("%s", self._failure)
-                    self._notify()
-                    return
+                failure = transport.fatal(error, self._open.producer, self._open.epoch)
+                if failure is not None:
+                    raise failure from None
                 if self.connected:
                     log.warning("%s: connection lost: %s", self._broker, transport.said(error))
             except TimeoutError:
@@ -156,7 +163,7 @@ class Publisher:
             finally:
                 self.connected = False
             self.reconnects += 1
-            await self._clock.sleep(self._rotation.failed())
+            await self._clock.sleep(self._rotation.move_on())
 
     async def _connection(self) -> None:
         """One stream, from open to its end; raises AioRpcError or TimeoutError."""
@@ -164,7 +171,6 @@ class Publisher:
         self._in_flight.clear()
         self._in_flight_bytes = 0
         call = transport.publish_call(self._rotation.channel)
-        writer: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(transport.OPEN_TIMEOUT_S):
                 await call.write(mq.PublishRequest(open=self._open))
@@ -174,12 +180,11 @@ class Publisher:
             self._acknowledge(first.opened.last_sequence)
             self.connected = True
             self._rotation.serves()
-            writer = asyncio.create_task(self._write(call), name="publisher-writer")
-            await self._read(call)
+            await first_of(
+                transport.converse(self._read(call), self._write(call)),
+                self._rotation.until_home(self._clock),
+            )
         finally:
-            if writer is not None:
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
             call.cancel()
 
     async def _read(self, call: transport.PublishCall) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from gputel import limits
+from gputel.broker.background import Background
 from gputel.broker.engine import Engine, NoRoom, Share, Sharing
 from gputel.broker.groups import Group
 from gputel.broker.statuses import GroupInUse
@@ -27,12 +28,12 @@ LOOK_S: Final = 2.0  # how old may be what is told of groups that only other bro
 class Registry:
     """Groups by (topic, name)."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: Engine, clock: Clock, background: Background) -> None:
         self._engine = engine
         self._clock = clock
+        self._background = background
         self._leases: dict[tuple[str, str], _Lease] = {}
         self.groups: dict[tuple[str, str], Group] = {}
-        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Know the groups that the engine knows."""
@@ -40,7 +41,7 @@ class Registry:
         if sharing is not None:
             sharing.listen(self._told)
             await self.refresh()
-            self._looking = asyncio.create_task(self._look(), name="registry-look")
+            self._background.start(self._look(), "registry-look")
             return
         for (topic, name), positions in (await self._engine.load_positions()).items():
             if topic in self._engine.topics:
@@ -61,7 +62,7 @@ class Registry:
         group = self.groups[topic, name] = Group(topic, name, partitions, {})
         sharing = self._engine.sharing
         if sharing is not None:
-            self._leases[topic, name] = _Lease(group, sharing, self._clock)
+            self._leases[topic, name] = _Lease(group, sharing, self._clock, self._background)
         return group
 
     async def refresh(self) -> None:
@@ -111,10 +112,6 @@ class Registry:
 
     async def stop(self) -> None:
         """Save the positions, and leave the partitions to others."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
-            self._looking = None
         if self._leases:
             await asyncio.gather(*(lease.stop() for lease in self._leases.values()))
         await self.save()
@@ -137,7 +134,9 @@ class Registry:
 class _Lease:
     """One group's share of its partitions."""
 
-    def __init__(self, group: Group, sharing: Sharing, clock: Clock) -> None:
+    def __init__(
+        self, group: Group, sharing: Sharing, clock: Clock, background: Background
+    ) -> None:
         self._group = group
         self._sharing = sharing
         self._clock = clock
@@ -149,7 +148,8 @@ class _Lease:
         self._closed = False
         group.hold(frozenset(), {})
         group.on_members = self.stir
-        self._task = asyncio.create_task(self._run(), name=f"share-{group.topic}-{group.name}")
+        self._background = background
+        self._task = background.start(self._run(), f"share-{group.topic}-{group.name}")
 
     def stir(self) -> None:
         """Look at the share now."""
@@ -190,8 +190,7 @@ class _Lease:
 
     async def stop(self) -> None:
         """Give everything back."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await self._background.stop(self._task)
         self._closed = True
         try:
             await self._renew()

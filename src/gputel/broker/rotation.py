@@ -2,11 +2,16 @@
 
 The brokers of a cluster serve the same log, so that a stream may go on with any of them. The
 streams of a client begin one after the other at a broker drawn by chance: neither is one
-broker left with all clients, nor a client with all its streams when one broker dies.
+broker left with all clients, nor a client with all its streams when one broker dies. A stream
+that had to leave goes back once its broker is there again: otherwise the broker that was
+restarted first would have all streams when each of them has been, and the last one none.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 import random
 from collections.abc import Sequence
 from typing import Final
@@ -14,9 +19,15 @@ from typing import Final
 import grpc.aio
 
 from gputel.broker import transport
+from gputel.clock import Clock
+
+log = logging.getLogger(__name__)
 
 BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_LAST_S: Final = 1.0
+#: Until a broker that was left is tried again. It doubles each time that one is left.
+HOME_FIRST_S: Final = 30.0
+HOME_LAST_S: Final = 600.0
 
 
 class Brokers:
@@ -57,9 +68,11 @@ class Rotation:
 
     def __init__(self, brokers: Brokers, index: int) -> None:
         self._brokers = brokers
-        self._index = index
+        self._index = self._home = index
         self._failures = 0
         self._delay_s = BACKOFF_FIRST_S
+        self._home_delay_s = HOME_FIRST_S / 2
+        self._returning = False
 
     @property
     def address(self) -> str:
@@ -76,8 +89,28 @@ class Rotation:
         self._failures = 0
         self._delay_s = BACKOFF_FIRST_S
 
-    def failed(self) -> float:
+    async def until_home(self, clock: Clock) -> None:
+        """Return once the broker that the stream began at, and has left, can be connected to: it
+        is the next one then."""
+        if self._index == self._home:
+            await asyncio.Event().wait()  # it need not go
+        home = self._brokers.addresses[self._home]
+        while not self._returning:
+            await clock.sleep(self._home_delay_s * random.uniform(0.5, 1.5))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(transport.OPEN_TIMEOUT_S):
+                    await self._brokers.channel(home).channel_ready()
+                log.info("broker %s is there again: going back to it", home)
+                self._returning = True
+
+    def move_on(self) -> float:
         """Pass on to the next one; how long to wait before, seconds."""
+        if self._returning:
+            self._returning = False
+            self._index = self._home
+            return 0.0
+        if self._index == self._home:
+            self._home_delay_s = min(self._home_delay_s * 2, HOME_LAST_S)
         delay_s = self._delay_s * random.uniform(0.5, 1.0)
         count = len(self._brokers.addresses)
         self._index = (self._index + 1) % count

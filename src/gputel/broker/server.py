@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import logging
@@ -19,6 +18,7 @@ from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import names, statuses
 from gputel.broker.admin import Admin
+from gputel.broker.background import Background, first_of
 from gputel.broker.consume_stream import ConsumeStream
 from gputel.broker.counters import Counters
 from gputel.broker.dead_letters import Undertaker
@@ -74,14 +74,14 @@ class BrokerServer:
         self._clock = clock
         self._engine = engine
         self._undertaker = Undertaker(engine)
-        self._registry = Registry(engine, clock)
+        self._background = Background()
+        self._registry = Registry(engine, clock, self._background)
         self._observers: set[Group] = set()
         self._streams: set[PublishStream | ConsumeStream] = set()
         self._admin = Admin(engine, self._registry, self._undertaker)
         self._numbers = itertools.count(1)
         self._server: grpc.aio.Server | None = None
         self._grpc_health = grpc_health.aio.HealthServicer()
-        self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._address = ""
         counters = Counters(telemetry, health, engine, self._undertaker)
@@ -89,7 +89,7 @@ class BrokerServer:
         engine.observe(telemetry, health)
         telemetry.observe_gauge("gputel_broker_streams", "Open streams", lambda: len(self._streams))
         health.ready("listener", lambda: None if self._address else "not listening yet")
-        health.live("background", self._check_tasks)
+        health.live("background", lambda: self._background.problem or None)
 
     @property
     def address(self) -> str:
@@ -108,10 +108,8 @@ class BrokerServer:
         except BaseException:
             await self.stop()
             raise
-        self._tasks = [
-            asyncio.create_task(self._tick(), name="broker-tick"),
-            asyncio.create_task(self._keep(), name="broker-keep"),
-        ]
+        self._background.start(self._tick(), "broker-tick")
+        self._background.start(self._keep(), "broker-keep")
 
     async def _listen(self, host: str, port: int) -> None:
         server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=limits.BROKER_CALLS_MAX)
@@ -142,26 +140,17 @@ class BrokerServer:
                 stream.drain()
             await self._server.stop(STOP_GRACE_S)
             self._server = None
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
-        with contextlib.suppress(OSError):
-            await self._registry.stop()
-        await self._engine.stop()
+        await self._background.stop()
+        try:
+            with contextlib.suppress(OSError):
+                await self._registry.stop()
+        finally:
+            await self._engine.stop()
 
-    async def until_mendable(self) -> None:
-        """Raises BrokerUnavailable once partitions have failed that a new process would open.
-
-        It serves the others as long as the disk still fails, so that a restart succeeds.
-        """
-        failed = await self._engine.until_mendable()
-        reasons = "; ".join(f"partition {of.name}: {of.failure}" for of in failed)
-        raise BrokerUnavailable(
-            f"{reasons}; the disk takes writes again: ending, since only a new process may "
-            "trust what the log holds",
-            hint="a supervisor starts the broker anew",
-        )
+    async def until_failed(self) -> None:
+        """Raises BrokerUnavailable once a new process would do what this one can't any more."""
+        reason = await first_of(self._engine.until_failed(), self._background.until_ended())
+        raise BrokerUnavailable(f"{reason}: ending", hint="a supervisor starts the broker anew")
 
     def _handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         return {
@@ -266,10 +255,6 @@ class BrokerServer:
                 await self._registry.save()
             except OSError as error:
                 log.error("can't save the positions of consumer groups yet: %s", error)
-
-    def _check_tasks(self) -> str | None:
-        ended = [task.get_name() for task in self._tasks if task.done()]
-        return f"{', '.join(ended)} ended" if ended else None
 
 
 def _parse(listen: str) -> tuple[str, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar, cast
 
 import grpc
@@ -93,6 +95,25 @@ async def next_response(call: grpc.aio.StreamStreamCall[Any, _Response]) -> _Res
             details=await call.details(),
         )
     return None
+
+
+async def converse(reading: Coroutine[Any, Any, None], writing: Coroutine[Any, Any, None]) -> None:
+    """Read a stream to its end, and write to it meanwhile. AioRpcError when it ended badly.
+
+    What ends the writer is told by the reader, unless it is a mistake: that is raised.
+    """
+    reader = asyncio.create_task(reading, name="stream-reader")
+    writer = asyncio.create_task(writing, name="stream-writer")
+    try:
+        await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+        if not reader.done() and not writer.cancelled():
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                writer.result()
+        await reader
+    finally:
+        reader.cancel()
+        writer.cancel()
+        await asyncio.gather(reader, writer, return_exceptions=True)
 
 
 def said(error: grpc.aio.AioRpcError) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
+from gputel.broker.background import first_of
 from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.services.process import ORPHAN_GRACE_S, Process
@@ -18,22 +17,9 @@ async def serve(process: Process) -> None:
         await server.start()
         try:
             process.ready(broker=server.address, metrics=status.url)
-            await _until_stopped(process, server)
+            # BrokerUnavailable when a restart would mend it.
+            await first_of(process.stopping.wait(), server.until_failed())
             # Without a supervisor all services stop at once: let the others say their last.
             await process.orphan_grace(ORPHAN_GRACE_S)
         finally:
             await server.stop()
-
-
-async def _until_stopped(process: Process, server: BrokerServer) -> None:
-    """As `Process.until_stopped`; BrokerUnavailable when a restart would mend the broker."""
-    failing = asyncio.create_task(server.until_mendable(), name="failures")
-    stopping = asyncio.create_task(process.stopping.wait(), name="stopping")
-    try:
-        await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if failing.done():
-            failing.result()
-    finally:
-        failing.cancel()
-        stopping.cancel()
-        await asyncio.gather(failing, stopping, return_exceptions=True)

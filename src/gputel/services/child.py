@@ -63,20 +63,58 @@ class Part(Protocol):
         ...
 
 
-class Child:
-    """A part that is a process of its own, in its own session: Ctrl-C reaches only us."""
+class ProcessPart:
+    """What parts that are one process each do alike."""
 
-    def __init__(self, name: str, command: Sequence[str]) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self._command = tuple(command)
         self._process: asyncio.subprocess.Process | None = None
-        self._ready: asyncio.StreamReader | None = None
-        self._ready_transport: asyncio.ReadTransport | None = None
 
     @property
     def pid(self) -> int | None:
+        """See `Part`."""
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
+
+    async def stop(self, deadline_s: float) -> bool:
+        """See `Part`."""
+        process = self._process
+        if process is None:
+            return True
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await process.wait()
+        except TimeoutError:
+            log.warning("%s did not stop within %.0f s: killed", self.name, deadline_s)
+            self.kill()
+            await process.wait()
+            return False
+        return True
+
+    def kill(self) -> None:
+        """See `Part`."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+
+def told(code: int, reason: object) -> str:
+    """How a process with this exit code has ended: "exit code 1: no room", "SIGKILL"."""
+    how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+    return f"{how}: {reason}" if reason else how
+
+
+class Child(ProcessPart):
+    """A part that is a process of its own, in its own session: Ctrl-C reaches only us."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        super().__init__(name)
+        self._command = tuple(command)
+        self._ready: asyncio.StreamReader | None = None
+        self._ready_transport: asyncio.ReadTransport | None = None
 
     async def spawn(self) -> None:
         assert self.pid is None, "started twice"
@@ -124,9 +162,7 @@ class Child:
     async def ended(self) -> str:
         assert self._process is not None
         failure = await self._last_failure()
-        code = await self._process.wait()
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return f"{how}: {failure}" if failure else how
+        return told(await self._process.wait(), failure)
 
     async def _last_failure(self) -> GputelError | None:
         """What the child said of its end after it was ready; returns when the pipe closes."""
@@ -140,28 +176,10 @@ class Child:
         return failure
 
     async def stop(self, deadline_s: float) -> bool:
-        process = self._process
-        if process is None:
-            return True
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
         try:
-            async with asyncio.timeout(deadline_s):
-                await process.wait()
-        except TimeoutError:
-            log.warning("%s did not stop within %.0f s: killed", self.name, deadline_s)
-            self.kill()
-            await process.wait()
-            return False
+            return await super().stop(deadline_s)
         finally:
             self._forget()
-        return True
-
-    def kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
 
     def _forget(self) -> None:
         if self._ready_transport is not None:

@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 from gputel import limits
 from gputel.errors import NatsServerError
 from gputel.services.announcement import Announcement
-from gputel.services.child import ChildEnded
+from gputel.services.child import ChildEnded, ProcessPart, told
 from gputel.store import launch
 
 HOST: Final = "127.0.0.1"
@@ -61,15 +61,14 @@ class Ports(NamedTuple):
     monitor: int
 
 
-class NatsServer:
-    """A `Part`: one server of a cluster. `peers` are the route ports of all of them."""
+class NatsServer(ProcessPart):
+    """One server of a cluster. `peers` are the route ports of all of them."""
 
     def __init__(self, name: str, directory: Path, ports: Ports, peers: Sequence[int]) -> None:
-        self.name = name
+        super().__init__(name)
         self.directory = directory.absolute()
         self.ports = ports
         self._peers = tuple(peers)
-        self._process: asyncio.subprocess.Process | None = None
         self._log_offset = 0
 
     @property
@@ -82,35 +81,38 @@ class NatsServer:
         """Where it answers /healthz, /varz and /jsz."""
         return f"http://{HOST}:{self.ports.monitor}"
 
-    @property
-    def pid(self) -> int | None:
-        process = self._process
-        return process.pid if process is not None and process.returncode is None else None
-
     async def spawn(self) -> None:
         """Start the process; nothing else needs to be known. NatsServerError."""
         assert self.pid is None, "started twice"
-        program = find_program()
+        command = self.command()
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             await self._outlive_predecessor()
-            config = self.directory / "nats.conf"
-            config.write_text(self.config())
+            self.config_path.write_text(self.config())
             self._log_offset = self._log_size()
         except OSError as error:
             raise NatsServerError(
                 f"{self.name}: {error.filename or self.directory}: {error.strerror}",
                 hint="check owner, permissions and free space of the data directory",
             ) from None
-        ids = [str(number) for number in (os.geteuid(), os.getegid(), os.getpid())]
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", launch.__file__, *ids),
-            *(program, "--config", str(config)),
+            *command,
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),  # it writes there only until it has read its configuration
             cwd=self.directory,
             start_new_session=True,  # Ctrl-C is ours to handle: these servers stop last
         )
+
+    def command(self) -> list[str]:
+        """What runs it. It ends when the thread ends that has started it. NatsServerError."""
+        ids = [str(number) for number in (os.geteuid(), os.getegid(), os.getpid())]
+        launcher = [sys.executable, "-I", "-S", launch.__file__, *ids]
+        return [*launcher, find_program(), "--config", str(self.config_path)]
+
+    @property
+    def config_path(self) -> Path:
+        """Its configuration file, which is written before it starts."""
+        return self.directory / "nats.conf"
 
     def config(self) -> str:
         """The text of its configuration file."""
@@ -154,31 +156,8 @@ class NatsServer:
     async def ended(self) -> str:
         assert self._process is not None
         code = await self._process.wait()
-        if code < 0:
-            return signal.Signals(-code).name
-        reason = await asyncio.to_thread(self._last_words)
-        return f"exit code {code}: {reason}" if reason else f"exit code {code}"
-
-    async def stop(self, deadline_s: float) -> bool:
-        process = self._process
-        if process is None:
-            return True
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-        try:
-            async with asyncio.timeout(deadline_s):
-                await process.wait()
-        except TimeoutError:
-            self.kill()
-            await process.wait()
-            return False
-        return True
-
-    def kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        reason = await asyncio.to_thread(self._last_words) if code >= 0 else ""
+        return told(code, reason)
 
     async def _outlive_predecessor(self) -> None:
         """Wait for the server of one that was killed: the kernel has told it to stop."""

@@ -23,6 +23,7 @@ from gputel.clock import NS_PER_S, ManualClock
 from gputel.errors import InputError
 from gputel.observe import Health, Telemetry
 from gputel.services.broker_admin import parse_target
+from support.messages import publish
 
 
 @asynccontextmanager
@@ -43,25 +44,6 @@ async def serving(path: Path, **settings: Any) -> AsyncIterator[tuple[BrokerServ
             await client.close()
         await server.stop()
         telemetry.close()
-
-
-async def publish(client: BrokerClient, count: int, *, topic: str = "t", first: int = 1) -> None:
-    publisher = await client.publisher(topic, "p", epoch=1)
-    for sequence in range(first, first + count):
-        await publisher.publish(sequence, f"k{sequence % 4}", f"m{sequence}".encode())
-    assert await publisher.flush(10)
-    await publisher.close()
-
-
-async def take(client: BrokerClient, group: str, count: int, topic: str = "t") -> list[bytes]:
-    async with client.consumer(topic, group=group) as consumer:
-        taken = []
-        async for delivery in consumer:
-            taken.append(delivery.payload)
-            await consumer.ack(delivery.partition, [delivery.offset])
-            if len(taken) == count:
-                return taken
-    raise AssertionError("the consumer ended")
 
 
 async def bury(client: BrokerClient, count: int) -> None:

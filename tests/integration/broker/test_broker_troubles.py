@@ -134,7 +134,7 @@ async def test_it_ends_itself_when_a_new_process_could_open_what_failed(tmp_path
             await send(call, 1)
             with pytest.raises(grpc.aio.AioRpcError, match="injected while writing"):
                 await call.read()
-            ending = asyncio.create_task(broker.server.until_mendable())
+            ending = asyncio.create_task(broker.server.until_failed())
             await until(lambda: broker.disk.failed_syncs >= 4)  # one of a commit, then probes
             assert not ending.done()
             assert broker.server.address, "it still serves its other partitions"
@@ -154,7 +154,7 @@ async def test_a_healthy_broker_does_not_end_itself(tmp_path: Path) -> None:
     broker = Broker(tmp_path, clock=clock)
     await broker.server.start()
     async with asyncio.timeout(20), publishing(broker) as call:
-        ending = asyncio.create_task(broker.server.until_mendable())
+        ending = asyncio.create_task(broker.server.until_failed())
         await send(call, 1)
         assert (await call.read()).ack.sequence == 1
         begun_ns = clock.monotonic_ns()

@@ -19,10 +19,19 @@ import grpc.aio
 import pytest
 
 from gputel import broker
-from gputel.broker import BrokerClient, BrokerSettings, Publisher, StartAt, rotation, transport
+from gputel.broker import (
+    BrokerClient,
+    BrokerSettings,
+    Consumer,
+    Publisher,
+    StartAt,
+    rotation,
+    transport,
+)
 from gputel.broker.engines import make_engine
 from gputel.broker.rotation import Brokers
 from gputel.broker.server import BrokerServer
+from gputel.clock import ManualClock
 from gputel.errors import BrokerUnavailable, InputError, NotFound, ProducerFenced
 from gputel.observe import Health, Telemetry
 from support.proxy import Proxy
@@ -242,6 +251,78 @@ async def test_one_that_falls_silent_is_left(
         await publisher.close()
 
 
+@pytest.fixture
+def home_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotation, "HOME_FIRST_S", 0.2)
+
+
+async def flee(cluster: Cluster, stream: Publisher | Consumer) -> Proxy:
+    """Take the broker of a stream away until it is at another one; the one it was at."""
+    (left,) = [of for of in cluster.proxies if of.address == stream._rotation.address]
+    left.target = ""
+    left.cut()
+    while stream._rotation.address == left.address or not stream.connected:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return left
+
+
+@pytest.mark.usefixtures("home_soon")
+async def test_a_publisher_goes_back_to_the_broker_that_is_there_again(cluster: Cluster) -> None:
+    cluster.serve(0, 1, 2)
+    async with connected(cluster.address) as client, asyncio.timeout(DEADLINE_S):
+        publisher = await client.publisher("t", "p", 1)
+        await put(publisher, 1)
+        left = await flee(cluster, publisher)
+        sequence = 1
+        left.target = cluster.server.address
+        while publisher._rotation.address != left.address or sequence < 100:
+            sequence += 1
+            await publisher.publish(sequence, "key", bytes(1000))
+            await asyncio.sleep(0.001)
+        assert await publisher.flush(DEADLINE_S)
+        await publisher.close()
+        (partition,) = [of for of in (await client.topics())[0].partitions if of.next_offset > 0]
+        assert partition.next_offset == sequence, "each message once"
+
+
+@pytest.mark.usefixtures("home_soon")
+async def test_a_member_that_goes_back_has_not_vanished(cluster: Cluster) -> None:
+    cluster.serve(0, 1, 2)
+    async with connected(cluster.address) as client, asyncio.timeout(DEADLINE_S):
+        publisher = await client.publisher("t", "p", 1)
+        await put(publisher, 1)
+        await put(publisher, 2)
+        async with client.consumer("t", group="g") as consumer:
+            first = await anext(consumer)
+            await consumer.ack(first.partition, [first.offset])
+            left = await flee(cluster, consumer)
+            while (delivery := await anext(consumer)).sequence != 2:
+                await consumer.ack(delivery.partition, [delivery.offset])
+            left.target = cluster.server.address
+            again = await anext(consumer)
+            assert consumer._rotation.address == left.address
+            assert (again.sequence, again.attempt) == (2, delivery.attempt)
+        await publisher.close()
+
+
+@pytest.mark.usefixtures("home_soon")
+async def test_an_observer_that_goes_back_sees_each_message_once(cluster: Cluster) -> None:
+    cluster.serve(0, 1, 2)
+    async with connected(cluster.address) as client, asyncio.timeout(DEADLINE_S):
+        publisher = await client.publisher("t", "p", 1)
+        async with client.consumer("t", start_at=StartAt.EARLIEST) as observer:
+            seen: list[int] = []
+            await put(publisher, 1)
+            seen.append((await anext(observer)).sequence)
+            left = await flee(cluster, observer)
+            left.target = cluster.server.address
+            while observer._rotation.address != left.address or len(seen) < 100:
+                await put(publisher, len(seen) + 1)
+                seen.append((await anext(observer)).sequence)
+        await publisher.close()
+    assert seen == list(range(1, len(seen) + 1))
+
+
 async def test_a_refusal_is_not_asked_for_again_elsewhere(cluster: Cluster) -> None:
     cluster.serve(0, 1, 2)
     async with connected(cluster.address) as client, asyncio.timeout(DEADLINE_S):
@@ -270,7 +351,7 @@ def test_a_round_is_quick_and_the_next_one_waits_longer() -> None:
     order = [turn.address]
     delays: list[float] = []
     for _ in range(30):
-        delays.append(turn.failed())
+        delays.append(turn.move_on())
         order.append(turn.address)
     assert order[:3] == order[3:6]
     assert set(order) == set(brokers.addresses)
@@ -278,7 +359,51 @@ def test_a_round_is_quick_and_the_next_one_waits_longer() -> None:
     assert min(delays[-3:]) >= rotation.BACKOFF_LAST_S / 2
     assert max(delays) <= rotation.BACKOFF_LAST_S
     turn.serves()
-    assert turn.failed() <= rotation.BACKOFF_FIRST_S
+    assert turn.move_on() <= rotation.BACKOFF_FIRST_S
+
+
+async def test_a_stream_at_the_broker_that_it_began_at_need_not_go(cluster: Cluster) -> None:
+    cluster.serve(0, 1, 2)
+    brokers = Brokers([proxy.address for proxy in cluster.proxies])
+    turn, clock = brokers.rotation(), ManualClock()
+    home = turn.address
+    going = asyncio.create_task(turn.until_home(clock))
+    await asyncio.sleep(0)
+    assert not going.done()
+    going.cancel()
+    turn.move_on()
+    assert turn.address != home
+    async with asyncio.timeout(DEADLINE_S):
+        await turn.until_home(clock)
+    assert turn.move_on() == 0
+    assert turn.address == home
+    await brokers.close()
+
+
+async def test_a_broker_that_goes_again_and_again_is_tried_more_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited_s: list[float] = []
+
+    class Watch(ManualClock):
+        async def sleep(self, seconds: float) -> None:
+            waited_s.append(seconds)
+
+    class There:
+        async def channel_ready(self) -> None: ...
+
+    brokers = Brokers(["a:1", "b:1"])
+    monkeypatch.setattr(brokers, "channel", lambda _: There())
+    turn = brokers.rotation()
+    for _ in range(10):
+        turn.serves()
+        turn.move_on()  # it leaves
+        turn.serves()
+        await turn.until_home(Watch())
+        turn.move_on()  # it is back
+    assert rotation.HOME_FIRST_S / 2 <= waited_s[0] <= rotation.HOME_FIRST_S * 1.5
+    assert rotation.HOME_LAST_S / 2 <= waited_s[-1] <= rotation.HOME_LAST_S * 1.5
+    assert waited_s[4] > waited_s[0]
 
 
 def test_the_streams_of_a_client_begin_in_turn_and_clients_anywhere() -> None:

@@ -253,8 +253,8 @@ class Engine(Protocol):
         """Know of all topics and all that is durable in them, whichever broker made it."""
         ...
 
-    async def until_mendable(self) -> Sequence[PartitionLog]:
-        """The failed partitions, once there are some and a new process would open them."""
+    async def until_failed(self) -> str:
+        """Return once a new process would do what this one can't any more; why that is so."""
         ...
 
     def throttle_ms(self) -> int:

@@ -182,7 +182,10 @@ class Committer:
         self._queue: SimpleQueue[Partition | None] = SimpleQueue()
         self._writers: dict[Partition, Writer] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="committer", daemon=True)
+        self._ended = asyncio.Event()
+        #: How the thread has ended, by a mistake of ours; empty while it works.
+        self.problem = ""
         self._next_housekeeping_ns = 0
         self._next_sync_ns = 0
         self.commits = 0
@@ -213,16 +216,24 @@ class Committer:
         self._writers.clear()
 
     @property
-    def alive(self) -> bool:
-        """Whether the thread runs; it ends with `stop` only."""
-        return self._thread.is_alive()
-
-    @property
     def is_full(self) -> bool:
         """Whether a partition waits for disk space, or the reserve is touched."""
         return self.free_bytes < self._settings.disk_reserve_bytes or any(
             writer.full for writer in tuple(self._writers.values())
         )
+
+    async def until_ended(self) -> str:
+        """Return the `problem` once there is one."""
+        await self._ended.wait()
+        return self.problem
+
+    def _work(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            log.exception("the committer has ended by itself")
+            self.problem = f"the committer has ended: {error!r}"
+            self._tell(self._ended.set)
 
     def _run(self) -> None:
         stopping = False

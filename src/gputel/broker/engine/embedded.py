@@ -13,7 +13,7 @@ import asyncio
 import fcntl
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,17 +21,19 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from gputel import limits
+from gputel.broker.background import first_of
 from gputel.broker.engine import NoRoom
 from gputel.broker.engine.commit import Committer, Writer
 from gputel.broker.engine.disk import Disk
 from gputel.broker.engine.memory import Backlog, Tail
 from gputel.broker.engine.mend import until_mendable
 from gputel.broker.engine.partition import Partition
+from gputel.broker.engine.producers import Opened
 from gputel.broker.engine.recovery import Recovered, recover
 from gputel.broker.engine.watching import watch
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import SYSTEM_CLOCK, Clock
-from gputel.errors import InputError, ProducerFenced
+from gputel.errors import InputError
 from gputel.observe import Health, Telemetry
 
 _T = TypeVar("_T")
@@ -56,23 +58,14 @@ class Topic:
         self.name = name
         self.id = id
         self._partitions = partitions
-        # Epochs of producers that have opened a stream; it fences before it publishes.
-        self._opened: dict[str, int] = {}
+        self._opened = Opened(name)
 
     @property
     def partitions(self) -> tuple[Partition, ...]:
         return self._partitions
 
     async def open_producer(self, producer: str, epoch: int) -> int:
-        newest = self.newest_epoch(producer)
-        if epoch < newest:
-            raise ProducerFenced(producer, epoch, newest)
-        full = len(self._opened) >= limits.PRODUCERS_PER_PARTITION_MAX
-        if full and producer not in self._opened:
-            raise NoRoom(
-                f"topic {self.name!r} has {len(self._opened)} producers, the most it may have"
-            )
-        self._opened[producer] = epoch
+        self._opened.open(producer, epoch, self.newest_epoch(producer))
         durable = []
         for partition in self._partitions:
             mark = partition.mark(producer)
@@ -82,7 +75,7 @@ class Topic:
 
     def newest_epoch(self, producer: str) -> int:
         opened = self._opened.get(producer)
-        if opened is not None:
+        if opened:
             return opened
         marks = [partition.mark(producer) for partition in self._partitions]
         return max((mark.epoch for mark in marks if mark is not None), default=0)
@@ -184,12 +177,23 @@ class EmbeddedEngine:
     async def refresh(self) -> None:
         """What this broker knows is all there is."""
 
-    async def until_mendable(self) -> Sequence[Partition]:
+    async def until_failed(self) -> str:
+        assert self.committer is not None
+        return await first_of(self._until_mendable(), self.committer.until_ended())
+
+    async def _until_mendable(self) -> str:
+        """The other partitions are served as long as the disk still fails, so that a restart
+        succeeds."""
 
         def partitions() -> list[Partition]:
             return [of for topic in self._topics.values() for of in topic.partitions]
 
-        return await until_mendable(partitions, self._disk, self._clock)
+        failed = await until_mendable(partitions, self._disk, self._clock)
+        reasons = "; ".join(f"partition {of.name}: {of.failure}" for of in failed)
+        return (
+            f"{reasons}; the disk takes writes again, and only a new process may trust what the "
+            "log holds"
+        )
 
     def throttle_ms(self) -> int:
         return THROTTLE_MS if self.committer is not None and self.committer.is_full else 0

@@ -23,7 +23,6 @@ from gputel.broker.engine.record import Record
 from gputel.broker.engine.recovery import Recovered
 from gputel.broker.engine.segment import Gap, Segment
 from gputel.clock import Clock
-from gputel.errors import ProducerFenced
 
 log = logging.getLogger(__name__)
 
@@ -106,16 +105,13 @@ class Partition:
         """See `PartitionLog.extend`."""
         if self.failure:
             raise PartitionFailed(f"partition {self.name}: {self.failure}")
-        mark = self._producers.get(producer)
-        if mark is not None and repeatable:
-            if epoch < mark.epoch:
-                raise ProducerFenced(producer, epoch, mark.epoch)
-            if epoch == mark.epoch and messages[0].sequence <= mark.sequence:
-                fresh = [message for message in messages if message.sequence > mark.sequence]
-                self.duplicates += len(messages) - len(fresh)
-                if not fresh:
-                    return mark.offset
-                messages = fresh
+        if repeatable:
+            fresh = self._producers.fresh(producer, epoch, messages)
+            self.duplicates += len(messages) - len(fresh)
+            mark = self._producers.get(producer)
+            if mark is not None and not fresh:
+                return mark.offset
+            messages = fresh
         offset = self._accepted_offset + len(messages) - 1
         self._producers.advance(producer, Mark(epoch, messages[-1].sequence, offset))
         for block in self._blocks(producer, epoch, messages):

@@ -9,15 +9,15 @@ segments, does not forget producers, and so that opening reads the last segment 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import google_crc32c
 import msgspec
 
 from gputel import limits
-from gputel.broker.engine import NoRoom
-from gputel.errors import LogCorrupt
+from gputel.broker.engine import Message, NoRoom
+from gputel.errors import LogCorrupt, ProducerFenced
 
 _MAGIC = b"GQP1"
 _MARKS = msgspec.json.Decoder(dict[str, tuple[int, int]])
@@ -47,6 +47,17 @@ class Producers:
     def get(self, producer: str) -> Mark | None:
         """What is known of `producer`."""
         return self._marks.get(producer)
+
+    def fresh(self, producer: str, epoch: int, messages: Sequence[Message]) -> Sequence[Message]:
+        """Those of `messages` that are no repeats. ProducerFenced."""
+        mark = self._marks.get(producer)
+        if mark is None or epoch > mark.epoch:
+            return messages
+        if epoch < mark.epoch:
+            raise ProducerFenced(producer, epoch, mark.epoch)
+        if messages[0].sequence > mark.sequence:
+            return messages
+        return [message for message in messages if message.sequence > mark.sequence]
 
     def advance(self, producer: str, mark: Mark) -> None:
         """Remember a message; NoRoom when there is no room for a new producer."""
@@ -90,3 +101,36 @@ class Producers:
         offset = max(next_offset - 1, 0)
         table._marks = {name: Mark(*mark, offset) for name, mark in marks.items()}
         return table
+
+
+class Opened:
+    """The newest epochs of producers that have opened a stream: they fence before they publish."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._epochs: dict[str, int] = {}
+
+    def get(self, producer: str) -> int:
+        """The newest epoch; 0 for a producer that has opened none."""
+        return self._epochs.get(producer, 0)
+
+    def open(self, producer: str, epoch: int, newest: int) -> None:
+        """Remember `epoch`, if `newest`, which the log may know better, isn't beyond it.
+        ProducerFenced, NoRoom."""
+        if epoch < newest:
+            raise ProducerFenced(producer, epoch, newest)
+        if self._full and producer not in self._epochs:
+            raise NoRoom(
+                f"topic {self._topic!r} has {len(self._epochs)} producers, the most it may have"
+            )
+        self._epochs[producer] = epoch
+
+    def hear(self, producer: str, epoch: int) -> None:
+        """A producer was opened at another broker. Without room it is the log that fences."""
+        known = self.get(producer)
+        if epoch > known and (known or not self._full):
+            self._epochs[producer] = epoch
+
+    @property
+    def _full(self) -> bool:
+        return len(self._epochs) >= limits.PRODUCERS_PER_PARTITION_MAX

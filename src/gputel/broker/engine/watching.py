@@ -34,10 +34,7 @@ def watch(telemetry: Telemetry, health: Health, engine: _Committing) -> None:
     )
 
     def check_committer() -> str | None:
-        committer = engine.committer
-        if committer is None or committer.alive:
-            return None
-        return "the committer's thread has ended"
+        return engine.committer.problem or None if engine.committer else None
 
     def check_disk() -> str | None:
         if not engine.throttle_ms():

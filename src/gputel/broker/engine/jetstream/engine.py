@@ -15,14 +15,15 @@ import contextlib
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import msgspec
 from nats.aio.msg import Msg
 
 from gputel import limits
-from gputel.broker.engine import NoRoom, PartitionLog
+from gputel.broker.background import Background
+from gputel.broker.engine import NoRoom
 from gputel.broker.engine.jetstream import block
 from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.bucket import Bucket
@@ -32,9 +33,10 @@ from gputel.broker.engine.jetstream.partition import STORED_BYTES, Partition
 from gputel.broker.engine.jetstream.reader import Blocks
 from gputel.broker.engine.jetstream.shares import Shares
 from gputel.broker.engine.memory import Backlog
+from gputel.broker.engine.producers import Opened
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK, Clock
-from gputel.errors import BrokerUnavailable, InputError, LogCorrupt, ProducerFenced
+from gputel.errors import BrokerUnavailable, InputError, LogCorrupt
 from gputel.observe import Health, Telemetry
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ class Topic:
         self.id = id
         self._partitions = partitions
         self._engine = engine
-        self._opened: dict[str, int] = {}
+        self.opened = Opened(name)
 
     @property
     def partitions(self) -> tuple[Partition, ...]:
@@ -71,15 +73,7 @@ class Topic:
     async def open_producer(self, producer: str, epoch: int) -> int:
         # What other brokers have stored of it counts.
         await asyncio.gather(*(partition.catch_up() for partition in self._partitions))
-        newest = self.newest_epoch(producer)
-        if epoch < newest:
-            raise ProducerFenced(producer, epoch, newest)
-        full = len(self._opened) >= limits.PRODUCERS_PER_PARTITION_MAX
-        if full and producer not in self._opened:
-            raise NoRoom(
-                f"topic {self.name!r} has {len(self._opened)} producers, the most it may have"
-            )
-        self.fence(producer, epoch)
+        self.opened.open(producer, epoch, self.newest_epoch(producer))
         await self._engine.announce_epoch(self.name, producer, epoch)
         durable = []
         for partition in self._partitions:
@@ -88,16 +82,10 @@ class Topic:
             durable.append(mark.sequence if known and mark is not None else 0)
         return min(durable)
 
-    def fence(self, producer: str, epoch: int) -> None:
-        """A producer was opened, here or at another broker."""
-        known = self._opened.get(producer, 0)
-        if epoch > known and (known or len(self._opened) < limits.PRODUCERS_PER_PARTITION_MAX):
-            self._opened[producer] = epoch
-
     def newest_epoch(self, producer: str) -> int:
         marks = [partition.durable.get(producer) for partition in self._partitions]
         stored = max((mark.epoch for mark in marks if mark is not None), default=0)
-        return max(stored, self._opened.get(producer, 0))
+        return max(stored, self.opened.get(producer))
 
 
 class JetStreamEngine:
@@ -108,6 +96,7 @@ class JetStreamEngine:
         self._clock = clock
         self._namespace = settings.jetstream.namespace
         self.name = uuid.uuid4().hex[:12]
+        self._background = Background()
         self.cluster = Cluster(settings.jetstream, f"gputel-broker-{self.name}")
         self._bucket = Bucket(self.cluster, self._namespace, settings.jetstream.replicas)
         self._shares = Shares(self._bucket, self.cluster, self._namespace, self.name, clock)
@@ -145,7 +134,7 @@ class JetStreamEngine:
         except BaseException:
             await self.stop()
             raise
-        self._tending = asyncio.create_task(self._tend(), name="jetstream-tend")
+        self._tending = self._background.start(self._tend(), "jetstream-tend")
 
     async def _patiently(self, step: Callable[[], Awaitable[None]]) -> None:
         """A step of the start; a cluster that starts beside us has no leaders yet."""
@@ -167,8 +156,7 @@ class JetStreamEngine:
 
     async def stop(self) -> None:
         if self._tending is not None:
-            self._tending.cancel()
-            await asyncio.gather(self._tending, return_exceptions=True)
+            await self._background.stop(self._tending)
             self._tending = None
         partitions = list(self._streams.values())
         with contextlib.suppress(TimeoutError):
@@ -236,6 +224,7 @@ class JetStreamEngine:
             f"{self._namespace}.log.{word}.{index}",
             self.cluster,
             Marks(self._bucket, f"marks.{word}.{index}"),
+            background=self._background,
             clock=self._clock,
             backlog=self._backlog,
             blocks=self._blocks,
@@ -291,7 +280,7 @@ class JetStreamEngine:
             name, producer, epoch = json.loads(message.data)
             topic = self._topics.get(name)
             if topic is not None:
-                topic.fence(str(producer), int(epoch))
+                topic.opened.hear(str(producer), int(epoch))
                 for partition in topic.partitions:
                     partition.notify()
 
@@ -312,10 +301,9 @@ class JetStreamEngine:
 
     # -- the rest of the seam ----------------------------------------------------------
 
-    async def until_mendable(self) -> Sequence[PartitionLog]:
-        # The cluster mends itself, and this process holds nothing that a new one would mend.
-        await asyncio.Event().wait()
-        return ()
+    async def until_failed(self) -> str:
+        # The cluster mends itself.
+        return await self._background.until_ended()
 
     def throttle_ms(self) -> int:
         stalled = any(partition.writer.stalled for partition in self._streams.values())
@@ -349,6 +337,7 @@ class JetStreamEngine:
             "Blocks that another broker's came before",
             lambda: sum(partition.writer.conflicts for partition in self._streams.values()),
         )
+        health.live("engine", lambda: self._background.problem or None)
         health.ready("cluster", self._check_cluster)
 
     def _check_cluster(self) -> str | None:

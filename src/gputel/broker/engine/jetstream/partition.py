@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from gputel import limits
+from gputel.broker.background import Background
 from gputel.broker.engine import Chunk, Message, PartitionFailed
 from gputel.broker.engine.jetstream import block
 from gputel.broker.engine.jetstream.block import Head
@@ -41,6 +42,10 @@ FOLD_BYTES: Final = 8 * limits.MIB
 FOLD_BLOCKS: Final = 1024
 #: What a server stores of a block beside its payload and head: subject, other headers, its own.
 STORED_BYTES: Final = 150
+#: A stream that ends before what is known to be stored is looked at so often before it is
+#: believed: its leader may have begun just now.
+SHORT_LOOKS: Final = 10
+SHORT_LOOK_S: Final = 0.5
 
 
 class Partition:
@@ -55,6 +60,7 @@ class Partition:
         cluster: Cluster,
         marks: Marks,
         *,
+        background: Background,
         clock: Clock,
         backlog: Backlog,
         blocks: Blocks,
@@ -74,6 +80,7 @@ class Partition:
         self.subject = subject
         self._cluster = cluster
         self._marks = marks
+        self._background = background
         self._clock = clock
         self._backlog = backlog
         self._reader = Reader(self.name, stream, subject, cluster, blocks)
@@ -129,8 +136,13 @@ class Partition:
 
     async def open(self) -> None:
         """Learn what the stream holds and begin to write. BrokerUnavailable."""
-        state = await self._cluster.state(self.stream)
         saved = await self._marks.load(self.durable)
+        state = await self._cluster.state(self.stream)
+        for _ in range(SHORT_LOOKS):
+            if saved.sequence <= state.last_sequence:
+                break
+            await self._clock.sleep(SHORT_LOOK_S)
+            state = await self._cluster.state(self.stream)
         if saved.sequence > state.last_sequence:
             self.failure = (
                 f"stream {self.stream} ends at {state.last_sequence}, and {saved.sequence} blocks "
@@ -154,11 +166,13 @@ class Partition:
             self, self.subject, self._cluster, self._clock, self._backlog, self._writer_name
         )
         if not self.failure:
-            self._writing = asyncio.create_task(self._writer.run(), name=f"writer-{self.name}")
+            self._writing = self._background.start(self._writer.run(), f"writer-{self.name}")
 
     async def close(self) -> None:
         """Stop writing and following."""
-        every = (self._writing, self._follower, self._look, self._next_look)
+        if self._writing is not None:
+            await self._background.stop(self._writing)
+        every = (self._follower, self._look, self._next_look)
         tasks = [task for task in every if task is not None]
         for task in tasks:
             task.cancel()

@@ -34,12 +34,13 @@ from gputel.broker.engine.jetstream.cluster import (
 from gputel.broker.engine.memory import Backlog, cost_bytes
 from gputel.broker.engine.producers import Mark, Producers
 from gputel.clock import Clock
-from gputel.errors import BrokerUnavailable, ProducerFenced
+from gputel.errors import BrokerUnavailable
 
 log = logging.getLogger(__name__)
 
 #: NOTE(one): behind a block that is lost another broker's may take its place; a second one in
 #: flight would then pass the comparison of sequences, with wrong offsets and a hole before it.
+#: More would not be faster either: docs/decisions/068.
 IN_FLIGHT_MAX: Final = 1
 #: While a block is on its way, the next one waits until it is worth a sync of the servers.
 GATHER_BYTES: Final = 256 * limits.KIB
@@ -47,6 +48,7 @@ RETRY_FIRST_S: Final = 0.05
 RETRY_LAST_S: Final = 1.0
 #: A stream without a leader answers nothing: ask again soon, and be patient with a slow one.
 ASK_FIRST_S: Final = 1.0
+#: Tickets that are remembered as refused. Streams ask first whether they are fenced.
 FENCED_MAX: Final = 4096
 
 
@@ -143,16 +145,13 @@ class Writer:
         self, producer: str, epoch: int, messages: Sequence[Message], *, repeatable: bool
     ) -> int:
         """See `PartitionLog.extend`."""
-        mark = self._accepted.get(producer)
-        if mark is not None and repeatable:
-            if epoch < mark.epoch:
-                raise ProducerFenced(producer, epoch, mark.epoch)
-            if epoch == mark.epoch and messages[0].sequence <= mark.sequence:
-                fresh = [message for message in messages if message.sequence > mark.sequence]
-                self.duplicates += len(messages) - len(fresh)
-                if not fresh:
-                    return mark.offset
-                messages = fresh
+        if repeatable:
+            fresh = self._accepted.fresh(producer, epoch, messages)
+            self.duplicates += len(messages) - len(fresh)
+            mark = self._accepted.get(producer)
+            if mark is not None and not fresh:
+                return mark.offset
+            messages = fresh
         runs = self._runs(producer, epoch, messages, repeatable)
         last = runs[-1]
         self._accepted.advance(producer, Mark(epoch, messages[-1].sequence, last.ticket))
@@ -408,7 +407,7 @@ class Writer:
                     del self._fenced[next(iter(self._fenced))]
                 self._complete(run)
                 continue
-            fresh = [message for message in run.messages if message.sequence > mark.sequence]
+            fresh = self._log.durable.fresh(run.producer, run.epoch, run.messages)
             self.duplicates += len(run.messages) - len(fresh)
             if not fresh:
                 self._complete(run)
