@@ -40,7 +40,10 @@ class Scripted:
     identity = None
 
     def __init__(
-        self, clock: Clock, periods_ns: Mapping[Cadence, int], costs_s: Mapping[Cadence, list[float]]
+        self,
+        clock: Clock,
+        periods_ns: Mapping[Cadence, int],
+        costs_s: Mapping[Cadence, list[float]],
     ) -> None:
         self.clock = clock
         self.periods_ns = dict(periods_ns)
