@@ -89,6 +89,8 @@ def main() -> None:
         return
     kernel_cost()
     collector_cost(arguments.seconds)
+    with broker() as address:
+        collector_cost(arguments.seconds, address)
     fast_ticks(arguments.seconds)
 
 
@@ -221,9 +223,11 @@ def scaled(raw: Values) -> Values:
 # ---- The collector as a process -------------------------------------------------------------
 
 
-def collector_cost(seconds: float) -> None:
-    """8 GPUs at 10 Hz: CPU beyond the time in the driver, and memory, over `seconds`."""
-    with collector(f"gpus={GPUS},model=h100", hz=10) as (pid, page):
+def collector_cost(seconds: float, publishes_to: str = "") -> None:
+    """8 GPUs at 10 Hz: CPU beyond the time in the driver, and memory, over `seconds`; alone, or
+    publishing to the broker at an address."""
+    name = "sweep.published" if publishes_to else "sweep"
+    with collector(f"gpus={GPUS},model=h100", hz=10, publishes_to=publishes_to) as (pid, page):
         time.sleep(5)  # beyond the start, with its imports
         cpu_s, driver_s = cpu_seconds(pid), in_driver_s(page())
         started_s, sizes_mb = time.monotonic(), [rss_mb(pid)]
@@ -234,14 +238,15 @@ def collector_cost(seconds: float) -> None:
         spent_s, inside_s = cpu_seconds(pid) - cpu_s, in_driver_s(page()) - driver_s
         swept = value(page(), 'gputel_collector_sweeps_total{cadence="fast"}')
         missed = value(page(), 'gputel_collector_missed_ticks_total{cadence="fast"}')
-    correct = swept >= 9.5 * wall_s
+        pending_bytes = value(page(), "gputel_collector_pending_bytes") if publishes_to else 0
+    correct = swept >= 9.5 * wall_s and pending_bytes < KIB * KIB  # all but the last are acked
     percent = 100 * (spent_s - inside_s) / wall_s
     emit(
-        "sweep.overhead_core_percent", percent, "%", correct,
+        f"{name}.overhead_core_percent", percent, "%", correct,
         in_driver_percent=100 * inside_s / wall_s, missed_ticks=missed, seconds=wall_s,
     )  # fmt: skip
     growth_mb = sizes_mb[-1] - sizes_mb[len(sizes_mb) // 4]
-    emit("sweep.rss_mb", max(sizes_mb), "MB", correct, growth_mb=growth_mb, seconds=wall_s)
+    emit(f"{name}.rss_mb", max(sizes_mb), "MB", correct, growth_mb=growth_mb, seconds=wall_s)
 
 
 def fast_ticks(seconds: float) -> None:
@@ -267,9 +272,10 @@ def fast_ticks(seconds: float) -> None:
 
 @contextmanager
 def collector(
-    config: str, *, hz: float, budget_percent: float = 1
+    config: str, *, hz: float, budget_percent: float = 1, publishes_to: str = ""
 ) -> Iterator[tuple[int, Callable[[], str]]]:
-    """A standalone collector on the simulated driver: its pid, and its own metrics."""
+    """A collector on the simulated driver, standalone unless it publishes: its pid, and its own
+    metrics."""
     environment = {
         **os.environ,
         "GPUTEL_SIM": config,
@@ -278,13 +284,17 @@ def collector(
         "GPUTEL_COLLECTOR__FAST_HZ": str(hz),
         "GPUTEL_COLLECTOR__CPU_BUDGET_PERCENT": str(budget_percent),
     }
-    command = [sys.executable, "-m", "gputel", "collector", "--standalone"]
-    with tempfile.TemporaryFile("w+") as said:
+    command = [sys.executable, "-m", "gputel", "collector", "--address", "127.0.0.1:0"]
+    if publishes_to:
+        environment["GPUTEL_MESSAGE_QUEUE__ADDRESS"] = publishes_to
+    else:
+        command.append("--standalone")
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryDirectory() as data:
         process = subprocess.Popen(
-            [*command, "--address", "127.0.0.1:0"], env=environment, stderr=said, stdout=said
+            [*command, "--data-dir", data], env=environment, stderr=said, stdout=said
         )
         try:
-            url = ready_url(process, said)
+            url = ready_url(process, said, r"ready: collector (http://\S+)")
 
             def page() -> str:
                 with urllib.request.urlopen(f"{url}/metrics/collector", timeout=30) as answer:
@@ -296,16 +306,36 @@ def collector(
             process.wait(20)
 
 
-def ready_url(process: subprocess.Popen[bytes], said: Any) -> str:
+@contextmanager
+def broker() -> Iterator[str]:
+    """A broker on a disk: its address."""
+    environment = {
+        **os.environ,
+        "GPUTEL_BROKER__LISTEN": "127.0.0.1:0",
+        "GPUTEL_BROKER__METRICS_LISTEN": "127.0.0.1:0",
+    }
+    command = [sys.executable, "-m", "gputel", "broker"]
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryDirectory() as data:
+        process = subprocess.Popen(
+            [*command, "--data-dir", data], env=environment, stderr=said, stdout=said
+        )
+        try:
+            yield ready_url(process, said, r"ready: broker ([\d.:]+)")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+
+
+def ready_url(process: subprocess.Popen[bytes], said: Any, pattern: str) -> str:
     """Where it serves; RuntimeError with what it said when it does not."""
     deadline_s = time.monotonic() + 30
     while time.monotonic() < deadline_s and process.poll() is None:
         said.seek(0)
-        if found := re.search(r"ready: collector (http://\S+)", said.read()):
+        if found := re.search(pattern, said.read()):
             return found[1]
         time.sleep(0.05)
     said.seek(0)
-    raise RuntimeError(f"the collector is not ready:\n{said.read()}")
+    raise RuntimeError(f"it is not ready:\n{said.read()}")
 
 
 def cpu_seconds(pid: int) -> float:

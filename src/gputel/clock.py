@@ -7,6 +7,7 @@ arbitrary start. Nothing else in gputel calls `time.*` to decide anything.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from datetime import UTC, datetime
 from typing import Protocol
@@ -35,6 +36,10 @@ class Clock(Protocol):
         """Return after at least `delay_s` seconds (at once when <= 0)."""
         ...
 
+    def acquire(self, lock: threading.Lock, timeout_s: float) -> bool:
+        """Take `lock`; False when others held it for `timeout_s` seconds."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks."""
@@ -51,9 +56,13 @@ class SystemClock:
     async def sleep(self, delay_s: float) -> None:
         await asyncio.sleep(max(delay_s, 0.0))
 
+    def acquire(self, lock: threading.Lock, timeout_s: float) -> bool:
+        return lock.acquire(timeout=timeout_s)
+
 
 class ManualClock:
-    """A clock for tests: it stands still until `advance` is called, and `sleep` advances it."""
+    """A clock for tests: it stands still until `advance` is called, and waiting
+    (`sleep`, `acquire`) advances it."""
 
     def __init__(self, time_ns: int = 1_700_000_000 * NS_PER_S) -> None:
         self._time_ns = time_ns
@@ -88,6 +97,12 @@ class ManualClock:
     async def sleep(self, delay_s: float) -> None:
         self.advance(max(delay_s, 0.0))
         await asyncio.sleep(0)
+
+    def acquire(self, lock: threading.Lock, timeout_s: float) -> bool:
+        if lock.acquire(blocking=False):
+            return True
+        self.advance(timeout_s)
+        return False
 
 
 SYSTEM_CLOCK = SystemClock()

@@ -91,6 +91,7 @@ FUNCTIONS = (
     "nvmlGpmSampleAlloc",
     "nvmlGpmSampleFree",
     "nvmlGpmSampleGet",
+    "nvmlGpmMigSampleGet",
     "nvmlGpmMetricsGet",
 )
 

@@ -87,13 +87,17 @@ def opening_url(running: Running) -> str:
     return found[1]
 
 
-HANGS_AT_START = "gpus=2,fault=hang@0+{seconds}:function=nvmlDeviceGetCount_v2"
+HANGS_AT_START = "gpus=2,fault=hang@0+{seconds}:function={function}"
+#: The very first call, and the first one that finds GPUs.
+FIRST_CALLS = ("nvmlInit", "nvmlDeviceGetCount_v2")
 
 
+@pytest.mark.parametrize("function", FIRST_CALLS)
 def test_a_driver_that_hangs_at_the_start_is_told_and_goes_on_when_it_returns(
-    tmp_path: Path,
+    function: str, tmp_path: Path
 ) -> None:
-    with collector(tmp_path, HANGS_AT_START.format(seconds=15), ready=False) as running:
+    hangs = HANGS_AT_START.format(seconds=15, function=function)
+    with collector(tmp_path, hangs, ready=False) as running:
         running.url = opening_url(running)
         assert "opening for" in running.get("/readyz")
         assert "a driver call has not returned" in running.get("/readyz")
@@ -107,8 +111,12 @@ def test_a_driver_that_hangs_at_the_start_is_told_and_goes_on_when_it_returns(
         assert "opening for" not in running.get("/readyz")
 
 
-def test_sigterm_ends_a_process_whose_driver_hangs_at_the_start(tmp_path: Path) -> None:
-    with collector(tmp_path, HANGS_AT_START.format(seconds=600), ready=False) as running:
+@pytest.mark.parametrize("function", FIRST_CALLS)
+def test_sigterm_ends_a_process_whose_driver_hangs_at_the_start(
+    function: str, tmp_path: Path
+) -> None:
+    hangs = HANGS_AT_START.format(seconds=600, function=function)
+    with collector(tmp_path, hangs, ready=False) as running:
         opening_url(running)
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(5) == 0, running.said.read_text()

@@ -67,9 +67,10 @@ def hammered(hammer: Path) -> subprocess.CompletedProcess[str]:
 def test_every_row_is_whole_in_order_and_there(build: str, tmp_path: Path) -> None:
     ran = hammered(compiled(BUILDS[build], tmp_path))
     assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr[-20_000:]}"
-    rows, takeovers, wrong = (int(word) for word in ran.stdout.split() if word.isdigit())
+    rows, takeovers, events, wrong = (int(word) for word in ran.stdout.split() if word.isdigit())
     assert wrong == 0
     assert rows > 1_000 * SECONDS
+    assert events > 100 * SECONDS
     assert takeovers > 3 * SECONDS, "calls were long, and their threads' turn was taken"
 
 

@@ -5,10 +5,12 @@
  *
  *   sweeper    sweeps with the turn it was given, until the turn is taken; then another follows
  *   watch      takes the turn from a sweeper whose call lasts too long, and starts the next
- *   roster     gives GPUs up and claims and attaches them again; sets XIDs, reads notes and costs
+ *   roster     gives GPUs up and claims and attaches them again; reads notes and costs
+ *   events     waits for what the driver tells: XIDs, of which some take the GPU away, as do
+ *              removals, and looks for the GPU by the address of its handle
  *   consumer   empties the ring, and checks that every row is whole, in order and there
  *
- * Prints "rows R takeovers T wrong W". The loop of a sweep is that of nvml.pyx, on the same
+ * Prints "rows R takeovers T events E wrong W". The loop of a sweep is that of nvml.pyx, on the same
  * functions. -DSEED_RING and -DSEED_LOCK publish rows and the lock without a release, so that a
  * run can show that the thread sanitizer sees a mistake of that kind.
  */
@@ -38,7 +40,8 @@
 #define GPUS 4
 #define CALLS 2
 #define FIELDS 2
-#define COLUMNS (CALLS + FIELDS)
+#define COLUMNS (CALLS + FIELDS + 1)
+#define XID_COLUMN (CALLS + FIELDS)
 #define ROW_WORDS (GPUTEL_ROW_CELLS + COLUMNS)
 #define RING_ROWS 4096
 #define LIMIT_NS 200000
@@ -56,7 +59,7 @@ static uint64_t rejected[PLANS * GPUTEL_COLUMNS_MAX];
 static gputel_ring_cursors *cursors;
 static uint64_t ring[RING_ROWS][ROW_WORDS];
 static atomic_bool done;
-static _Atomic uint64_t written, taken, wrong, takeovers, ticks;
+static _Atomic uint64_t written, taken, wrong, takeovers, told, ticks;
 
 static void expect(bool right)
 {
@@ -79,10 +82,53 @@ struct nvmlDevice_st {
 
 static struct nvmlDevice_st gpus[GPUS];
 
+/* The event set: XIDs grow, so that a row can be checked; one that is full forgets the oldest. */
+#define EVENTS_MAX 64
+#define FATAL_EVERY 16
+
+typedef struct {
+    nvmlDevice_t device;
+    uint64_t xid;
+} told_event;
+
+static pthread_mutex_t events_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t events_there = PTHREAD_COND_INITIALIZER;
+static told_event events[EVENTS_MAX];
+static unsigned events_first, events_count;
+static uint64_t last_xid;
+
+static void post_event(nvmlDevice_t device)
+{
+    pthread_mutex_lock(&events_lock);
+    if (events_count == EVENTS_MAX) {
+        events_first++;
+        events_count--;
+    }
+    events[(events_first + events_count++) % EVENTS_MAX] = (told_event){device, ++last_xid};
+    pthread_cond_signal(&events_there);
+    pthread_mutex_unlock(&events_lock);
+}
+
+static bool wait_for_event(told_event *event)
+{
+    pthread_mutex_lock(&events_lock);
+    while (!events_count && !atomic_load(&done))
+        pthread_cond_wait(&events_there, &events_lock);
+    bool there = events_count > 0;
+    if (there) {
+        *event = events[events_first++ % EVENTS_MAX];
+        events_count--;
+    }
+    pthread_mutex_unlock(&events_lock);
+    return there;
+}
+
 static uint64_t called(nvmlDevice_t device)
 {
     uint64_t count = ++device->count;
 
+    if (count % 53 == device->number)
+        post_event(device);
     if (count % 997 == device->number * 7)
         pause_ns(5 * LIMIT_NS);
     return count;
@@ -165,6 +211,8 @@ static void make_plans(void)
     reads->calls = CALLS;
     reads->field = field;
     reads->fields = FIELDS;
+    fill_target(&reads->xid, XID_COLUMN, 0);
+    reads->has_xid = 1;
     reads->ask_fields = CALLS;
     reads->asks = CALLS + 1;
     drains->sample = &sample;
@@ -371,7 +419,6 @@ static void *roster(void *argument)
         uint64_t calls = 0;
 
         give_up_and_find(round % GPUS);
-        atomic_store_explicit(&devices[round % GPUS].xid_last, round, memory_order_relaxed);
         for (int slot = 0; slot < GPUS; slot++) {
             for (int ask = 0; ask < plans[READS].asks; ask++)
                 calls += gputel_get(&gputel_reading_of(&plans[READS], slot)->calls[ask]);
@@ -387,8 +434,42 @@ static void *roster(void *argument)
     return NULL;
 }
 
+static int slot_of(nvmlDevice_t handle)
+{
+    for (int slot = 0; slot < GPUS; slot++)
+        if (devices[slot].handle == handle)
+            return slot;
+    return GPUTEL_NOBODY;
+}
+
+/* As Nvml._driver_event: the XID is for the next rows, and a fatal one is the GPU's end until the
+ * roster has found it again. */
+static void *events_thread(void *argument)
+{
+    told_event event;
+
+    (void)argument;
+    while (wait_for_event(&event)) {
+        int slot = slot_of(event.device);
+
+        expect(slot != GPUTEL_NOBODY);
+        if (slot == GPUTEL_NOBODY)
+            continue;
+        atomic_store_explicit(&devices[slot].xid_last, (int64_t)event.xid, memory_order_relaxed);
+        atomic_fetch_add(&told, 1);
+        if (event.xid % FATAL_EVERY == 0) {
+            gputel_lock(&turns);
+            if (gputel_flag(&devices[slot].attached))
+                gputel_detach_locked(&devices[slot]);
+            gputel_unlock(&turns);
+        }
+    }
+    return NULL;
+}
+
 /* Rows of a GPU and plan come with all sequences from 0 on; counts of a GPU only grow. */
-static void check_row(const uint64_t *row, int64_t next[PLANS][GPUS], uint64_t last[GPUS])
+static void check_row(const uint64_t *row, int64_t next[PLANS][GPUS], uint64_t last[GPUS],
+                      uint64_t xid[GPUS])
 {
     unsigned slot = (unsigned)row[1], plan = (unsigned)(row[1] >> 32);
 
@@ -404,13 +485,15 @@ static void check_row(const uint64_t *row, int64_t next[PLANS][GPUS], uint64_t l
         expect((row[2] & ~(uint64_t)2) == ((1 << COLUMNS) - 1 - 2)); /* call 1 has gaps */
         expect(cells[2] > last[slot] && cells[3] > cells[2] && cells[0] > cells[3]);
         last[slot] = cells[0];
+        expect(cells[XID_COLUMN] >= xid[slot]);
+        xid[slot] = cells[XID_COLUMN];
     }
 }
 
 static void *consumer(void *argument)
 {
     int64_t next[PLANS][GPUS] = {0};
-    uint64_t last[GPUS] = {0};
+    uint64_t last[GPUS] = {0}, xid[GPUS] = {0};
     uint64_t tail = 0;
 
     (void)argument;
@@ -419,7 +502,7 @@ static void *consumer(void *argument)
         uint64_t head = gputel_head_acquire(cursors);
 
         for (; tail < head; tail++)
-            check_row(ring[tail % RING_ROWS], next, last);
+            check_row(ring[tail % RING_ROWS], next, last, xid);
         gputel_tail_release(cursors, tail);
         atomic_store(&taken, tail);
         if (last_look)
@@ -431,25 +514,30 @@ static void *consumer(void *argument)
 int main(int argc, char **argv)
 {
     double seconds = argc > 1 ? atof(argv[1]) : 2;
-    pthread_t watching, finding, reading;
+    pthread_t watching, finding, hearing, reading;
 
     if (make_core() < 0)
         return 2;
     pthread_create(&watching, NULL, watch, NULL);
     pthread_create(&finding, NULL, roster, NULL);
+    pthread_create(&hearing, NULL, events_thread, NULL);
     pthread_create(&reading, NULL, consumer, NULL);
     for (int i = 0; i < seconds * 100; i++)
         pause_ns(10000000);
     atomic_store(&done, true);
+    pthread_mutex_lock(&events_lock);
+    pthread_cond_broadcast(&events_there);
+    pthread_mutex_unlock(&events_lock);
     pthread_join(watching, NULL);
     pthread_join(finding, NULL);
+    pthread_join(hearing, NULL);
     pthread_join(reading, NULL);
     /* The consumer's last look may have come before the sweepers' last rows. */
     expect(atomic_load(&written) - atomic_load(&taken) <= RING_ROWS);
     expect(gputel_head_acquire(cursors) == atomic_load(&written));
     expect(gputel_dropped(cursors) == 0);
-    printf("rows %llu takeovers %llu wrong %llu\n", (unsigned long long)taken,
-           (unsigned long long)takeovers, (unsigned long long)wrong);
+    printf("rows %llu takeovers %llu events %llu wrong %llu\n", (unsigned long long)taken,
+           (unsigned long long)takeovers, (unsigned long long)told, (unsigned long long)wrong);
     free_core();
     return wrong != 0;
 }

@@ -94,10 +94,11 @@ def first_line(process: subprocess.Popen[str], log: Path) -> str:
 
 @pytest.fixture(scope="module")
 def start_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts pipelines; at the end each must stop with 0 and leave no process behind."""
+    """Starts pipelines; keyword arguments are variables of their environment. At the end each
+    must stop with 0 and leave no process behind."""
     started: list[tuple[Running, bool]] = []
 
-    def start(*arguments: str, checked: bool = True) -> Running:
+    def start(*arguments: str, checked: bool = True, **variables: str) -> Running:
         log = tmp_path_factory.mktemp("up") / "stderr"
         with log.open("w") as stderr:
             process = gputel(
@@ -107,6 +108,7 @@ def start_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
                 *arguments,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
+                env={**environment(), **variables},
             )
         running = Running(json.loads(first_line(process, log)), process, log)
         started.append((running, checked))

@@ -195,6 +195,8 @@ static void *hammer(void *seed)
         pass_nothing(device);
         if (random % 4 == 0)
             inject(random / 4);
+        if (random % 32 == 1)
+            gputelSimInject("hang@0+0.002:function=nvmlInit");
         if (random % 64 == 0)
             gputelSimClearFaults();
         check(nvmlShutdown());

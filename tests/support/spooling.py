@@ -150,7 +150,7 @@ class Feed:
             gpus = (wire.GpuChunks("GPU-1", (chunk,)),)
             self.rows += 10
             self.outbox.swept(self.rows)
-            await self.outbox.send(Draft("n", gpus, (), owed + events, 10, now_ns), now_ns)
+            await self.outbox.send(Draft("n", gpus, (), owed + events, 10), now_ns)
             self.clock.advance(0.1)
             await asyncio.sleep(0)
 

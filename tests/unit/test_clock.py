@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,17 @@ async def test_the_system_clock_takes_a_negative_sleep_as_none() -> None:
     before = SYSTEM_CLOCK.monotonic_ns()
     await SYSTEM_CLOCK.sleep(-5)
     assert SYSTEM_CLOCK.monotonic_ns() - before < NS_PER_S
+
+
+def test_waiting_for_a_lock_takes_it_or_the_time() -> None:
+    clock, lock = ManualClock(), threading.Lock()
+    assert clock.acquire(lock, 5)
+    assert clock.monotonic_ns() == 0
+    assert not clock.acquire(lock, 5)
+    assert clock.monotonic_ns() == 5 * NS_PER_S
+    assert not SYSTEM_CLOCK.acquire(lock, 0.001)
+    lock.release()
+    assert SYSTEM_CLOCK.acquire(lock, 5)
 
 
 def test_synthetic_uuids_are_stable_and_tell_gpus_apart() -> None:

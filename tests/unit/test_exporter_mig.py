@@ -55,6 +55,20 @@ def test_an_instance_stands_in_place_of_its_gpu() -> None:
         assert len([line for line in lines(page, family) if 'gpu="1"' in line]) == 1, family
 
 
+def test_gpm_of_an_instance_is_shown_as_its_own() -> None:
+    exporter, clock = exporting([WHOLE, HALF])
+    feed(exporter, clock, 0, OF_WHOLE)
+    feed(exporter, clock, 1, {"graphics_engine_active_ratio": 0.25, "dram_active_ratio": 0.125})
+    page = exporter.page("dcgm", Format.TEXT)
+    for family, value in (
+        ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", "0.250000"),
+        ("DCGM_FI_PROF_DRAM_ACTIVE", "0.125000"),
+    ):
+        (row,) = lines(page, family)
+        assert 'GPU_I_PROFILE="3g.40gb",GPU_I_ID="2"' in row
+        assert row.endswith(f" {value}")
+
+
 def test_the_last_xid_of_the_gpu_is_told_of_each_instance() -> None:
     exporter, clock = exporting([WHOLE, HALF])
     feed(exporter, clock, 0, OF_WHOLE)

@@ -14,7 +14,10 @@ columns, the cells of a row would all compete for one set of the cache.
 The twin is gputel._reference.columns.
 """
 
+cimport numpy as cnp
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -36,8 +39,8 @@ cdef enum:
     RELEASE_ROWS = 512
 
 ROWS_ALL = 2**62
-_DTYPES = {"d": np.dtype("<f8"), "q": np.dtype("<i8"), "Q": np.dtype("<u8")}
-_F32 = np.dtype("<f4")
+
+cnp.import_array()
 
 
 cdef class Columns:
@@ -239,37 +242,55 @@ cdef class Columns:
         cdef Py_ssize_t n = self.counts[gpu]
         cdef const uint64_t *block = self.blocks[gpu]
         cdef size_t stride = self.stride
-        cdef uint32_t[::1] narrow
-        cdef uint8_t[:, ::1] bitmaps
-        cdef int64_t[:, ::1] wide = np.empty((2, n), np.int64)
+        cdef cnp.npy_intp[2] shape
         cdef Py_ssize_t j
-        cdef list columns = []
-        memcpy(&wide[0, 0], block, <size_t>n * 8)
-        memcpy(&wide[1, 0], block + stride, <size_t>n * 8)
-        lateness_us = np.empty(n, np.uint32)
-        narrow = lateness_us
-        _narrow(&narrow[0], block + 2 * stride, n)
-        valid = np.empty((self.cells, (n + 7) // 8), np.uint8)
-        bitmaps = valid
-        _bitmaps(&bitmaps[0, 0], bitmaps.shape[1], block + 3 * stride, n, self.cells)
-        # One array for all columns of a GPU: an allocation a column is dear when n is small.
-        cells = np.empty((self.cells, n), np.uint64)
+        # PERF(seal): one array has the memory of all columns of a GPU, which are made over it
+        # without a Python call: by indexing and views a column took 2 us, of one sample, too.
+        shape[0], shape[1] = self.cells + 2, n
+        cdef cnp.ndarray memory = cnp.PyArray_EMPTY(2, shape, cnp.NPY_UINT64, 0)
+        cdef uint64_t *words = <uint64_t *>cnp.PyArray_DATA(memory)
+        memcpy(words, block, <size_t>n * 8)
+        time_ns = _over(memory, words, n, cnp.NPY_INT64)
+        words += n
+        memcpy(words, block + stride, <size_t>n * 8)
+        sequence = _over(memory, words, n, cnp.NPY_INT64)
+        cdef cnp.ndarray lateness_us = cnp.PyArray_EMPTY(1, &shape[1], cnp.NPY_UINT32, 0)
+        _narrow(<uint32_t *>cnp.PyArray_DATA(lateness_us), block + 2 * stride, n)
+        shape[0], shape[1] = self.cells, (n + 7) // 8
+        cdef cnp.ndarray valid = cnp.PyArray_EMPTY(2, shape, cnp.NPY_UINT8, 0)
+        _bitmaps(
+            <uint8_t *>cnp.PyArray_DATA(valid), shape[1], block + 3 * stride, n, self.cells
+        )
+        cdef tuple columns = PyTuple_New(self.cells)
         for j in range(self.cells):
-            columns.append(
-                _column(self.storages[j], cells[j], block + (FIXED_COLUMNS + j) * stride, n)
+            words += n
+            column = _column(
+                self.storages[j], memory, words, block + (FIXED_COLUMNS + j) * stride, n
             )
-        both = np.asarray(wide)
-        return Sealed(gpu, both[0], both[1], tuple(columns), valid, lateness_us)
+            Py_INCREF(column)  # SET_ITEM takes one away
+            PyTuple_SET_ITEM(columns, j, column)
+        return Sealed(gpu, time_ns, sequence, columns, valid, lateness_us)
 
 
-cdef object _column(str storage, words, const uint64_t *source, Py_ssize_t n):
-    """One column of n values, in the memory of `words`."""
-    cdef uint64_t[::1] target = words
-    if storage == "f":
-        _narrow(<uint32_t *>&target[0], source, n)
-        return words.view(_F32)[:n]
-    memcpy(&target[0], source, <size_t>n * 8)
-    return words.view(_DTYPES[storage])
+cdef object _column(
+    Py_UCS4 storage, cnp.ndarray memory, uint64_t *target, const uint64_t *source, Py_ssize_t n
+):
+    """One column of n values, at `target` in `memory`."""
+    if storage == u"f":
+        _narrow(<uint32_t *>target, source, n)
+        return _over(memory, target, n, cnp.NPY_FLOAT32)
+    memcpy(target, source, <size_t>n * 8)
+    if storage == u"d":
+        return _over(memory, target, n, cnp.NPY_FLOAT64)
+    return _over(memory, target, n, cnp.NPY_INT64 if storage == u"q" else cnp.NPY_UINT64)
+
+
+cdef object _over(cnp.ndarray memory, void *data, Py_ssize_t n, int type_number):
+    """n numbers of a type of numpy at `data`, which is in `memory`."""
+    cdef cnp.npy_intp length = n
+    array = cnp.PyArray_SimpleNewFromData(1, &length, type_number, data)
+    cnp.set_array_base(array, memory)
+    return array
 
 
 cdef void _narrow(uint32_t *target, const uint64_t *source, Py_ssize_t n) noexcept nogil:

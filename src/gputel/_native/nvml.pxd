@@ -107,6 +107,8 @@ cdef extern from "nvml_plan.h" nogil:
         uint32_t generation
         int is_slow
         nvmlReturn_t code
+        nvmlDevice_t whole
+        unsigned int gpu_instance
         int notes
         gputel_note *note
     ctypedef struct gputel_functions:
@@ -116,6 +118,7 @@ cdef extern from "nvml_plan.h" nogil:
         void *gpm_alloc
         void *gpm_free
         void *gpm_sample
+        void *gpm_mig_sample
         void *gpm_metrics
     ctypedef struct gputel_core:
         gputel_functions functions

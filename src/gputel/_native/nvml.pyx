@@ -92,6 +92,7 @@ cdef class Sweeper:
         self.core.functions.gpm_alloc = _address(functions, "nvmlGpmSampleAlloc")
         self.core.functions.gpm_free = _address(functions, "nvmlGpmSampleFree")
         self.core.functions.gpm_sample = _address(functions, "nvmlGpmSampleGet")
+        self.core.functions.gpm_mig_sample = _address(functions, "nvmlGpmMigSampleGet")
         self.core.functions.gpm_metrics = _address(functions, "nvmlGpmMetricsGet")
 
     cdef int _make_readings(self, gputel_plan *plan) except -1:
@@ -135,16 +136,22 @@ cdef class Sweeper:
 
     # ---- GPUs that come and go ------------------------------------------------------------
 
-    def attach(self, int slot, handle):
+    def attach(self, int slot, handle, whole=None, unsigned int gpu_instance=0):
         """Ask this GPU from now on; nothing is known to be unsupported. `handle` is pynvml's.
+        Of a MIG instance, `whole` is that of its GPU, which has it as number `gpu_instance`.
 
         The slot is claimed, or no thread has ever asked it.
         """
         cdef gputel_device *device = self._device(slot)
         cdef uintptr_t address = ctypes.cast(handle, ctypes.c_void_p).value
+        cdef uintptr_t of_whole = 0
         cdef int p
+        if whole is not None:
+            of_whole = ctypes.cast(whole, ctypes.c_void_p).value
         gputel_lock(self.turns)
         device.handle = <nvmlDevice_t>address
+        device.whole = <nvmlDevice_t>of_whole
+        device.gpu_instance = gpu_instance
         for p in range(self.core.plans):
             gputel_reading_forget(
                 gputel_reading_of(&self.core.plan[p], slot), &self.core.plan[p]

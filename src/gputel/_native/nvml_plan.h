@@ -166,6 +166,8 @@ typedef struct {
     uint32_t generation;       /* how often it was attached and detached */
     int is_slow;               /* the work was once taken away in one of its calls: asked last */
     nvmlReturn_t code;         /* of the loss */
+    nvmlDevice_t whole;        /* of a MIG instance: the GPU it is a part of, */
+    unsigned int gpu_instance; /* and its number there */
     int hopeless; /* answers of this sweep that say nothing, */
     int others;   /* and those that do */
     int notes;
@@ -179,6 +181,7 @@ typedef struct {
     nvmlGpmSampleAlloc_fn gpm_alloc;
     nvmlGpmSampleFree_fn gpm_free;
     nvmlGpmSampleGet_fn gpm_sample;
+    nvmlGpmMigSampleGet_fn gpm_mig_sample;
     nvmlGpmMetricsGet_fn gpm_metrics;
 } gputel_functions;
 

@@ -243,18 +243,30 @@ static nvmlReturn_t gputel_gpm_prepare(gputel_reader *r)
 {
     const gputel_functions *f = &r->core->functions;
     gputel_reading *reading = r->reading;
+    nvmlDevice_t whole = r->device->whole;
     nvmlGpmSupport_t support = {.version = NVML_GPM_SUPPORT_VERSION};
     nvmlReturn_t code;
 
-    if (!f->gpm_support || !f->gpm_alloc || !f->gpm_sample || !f->gpm_metrics)
+    if (!f->gpm_support || !f->gpm_alloc || !f->gpm_metrics ||
+        (whole ? !f->gpm_mig_sample : !f->gpm_sample))
         return NVML_ERROR_FUNCTION_NOT_FOUND;
-    code = f->gpm_support(r->device->handle, &support);
+    code = f->gpm_support(whole ? whole : r->device->handle, &support);
     if (code == NVML_SUCCESS && !support.isSupportedDevice)
         return NVML_ERROR_NOT_SUPPORTED;
     for (int i = 0; code == NVML_SUCCESS && i < 2; i++)
         if (!reading->gpm_sample[i])
             code = f->gpm_alloc(&reading->gpm_sample[i]);
     return code;
+}
+
+/* A MIG instance's sample is its GPU's to give. */
+static nvmlReturn_t gputel_gpm_sample(const gputel_reader *r, nvmlGpmSample_t sample)
+{
+    const gputel_functions *f = &r->core->functions;
+    const gputel_device *device = r->device;
+
+    return device->whole ? f->gpm_mig_sample(device->whole, device->gpu_instance, sample)
+                         : f->gpm_sample(device->handle, sample);
 }
 
 static int gputel_gpm_refused(gputel_reader *r, nvmlReturn_t code)
@@ -291,7 +303,7 @@ static int gputel_read_gpm(gputel_reader *r)
         reading->gpm_state = 1;
     }
     older = reading->gpm_sample[0];
-    code = r->core->functions.gpm_sample(r->device->handle, reading->gpm_sample[1]);
+    code = gputel_gpm_sample(r, reading->gpm_sample[1]);
     gputel_account(r, plan->ask_gpm, gputel_classify(code));
     if (code != NVML_SUCCESS)
         return gputel_gpm_refused(r, code);

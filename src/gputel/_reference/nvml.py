@@ -79,12 +79,13 @@ class Sweeper:
 
     # ---- GPUs that come and go ------------------------------------------------------------
 
-    def attach(self, slot: int, handle: Any) -> None:
-        """Ask this GPU from now on; nothing is known to be unsupported. `handle` is pynvml's."""
+    def attach(self, slot: int, handle: Any, whole: Any = None, gpu_instance: int = 0) -> None:
+        """Ask this GPU from now on; nothing is known to be unsupported. `handle` is pynvml's.
+        Of a MIG instance, `whole` is that of its GPU, which has it as number `gpu_instance`."""
         device = self._devices[slot]
         with self._lock:
             for reading in device.readings:
-                reading.forget(handle)
+                reading.forget(handle, whole, gpu_instance)
             device.generation += 1
             device.attached = True
 

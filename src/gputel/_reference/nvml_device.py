@@ -86,9 +86,11 @@ class Reading:
         self.xid_last: int | None = None
         self.forget(None)
 
-    def forget(self, handle: Any) -> None:
+    def forget(self, handle: Any, whole: Any = None, gpu_instance: int = 0) -> None:
         """Nothing is known to be unsupported; counters, cursors and costs survive."""
         self._handle = handle
+        self._whole = whole  # of a MIG instance: the GPU it is a part of
+        self._gpu_instance = gpu_instance
         calls = self._plan.calls
         self._unsupported = {i for i, call in enumerate(calls) if call.address == 0}
         self._answered: set[int] = set()
@@ -265,7 +267,7 @@ class Reading:
                 return
             self._gpm_state = True
         older, newer = self._gpm_samples
-        code, _ = self._ask(ask, lambda: self._nvml.nvmlGpmSampleGet(self._handle, newer))
+        code, _ = self._ask(ask, lambda: self._gpm_sample(newer))
         if code != SUCCESS:
             self._gpm_refused(code, ask)
             return
@@ -289,10 +291,18 @@ class Reading:
             if item.nvmlReturn == SUCCESS and not math.isnan(item.value):
                 self._put(cells, op.target, item.value)
 
+    def _gpm_sample(self, sample: Any) -> None:
+        """A MIG instance's sample is its GPU's to give."""
+        if self._whole is None:
+            self._nvml.nvmlGpmSampleGet(self._handle, sample)
+        else:
+            self._nvml.nvmlGpmMigSampleGet(self._whole, self._gpu_instance, sample)
+
     def _gpm_prepare(self) -> int:
         nvml = self._nvml
         try:
-            if not nvml.nvmlGpmQueryDeviceSupport(self._handle).isSupportedDevice:
+            asked = self._handle if self._whole is None else self._whole
+            if not nvml.nvmlGpmQueryDeviceSupport(asked).isSupportedDevice:
                 return NOT_SUPPORTED
             while len(self._gpm_samples) < 2:
                 self._gpm_samples.append(nvml.nvmlGpmSampleAlloc())

@@ -39,8 +39,14 @@ class Draft:
     inventory: tuple[Gpu, ...]
     events: tuple[Event, ...]
     rows: int
-    newest_ns: int
+    batches: tuple[Batch, ...] = ()  # what the chunks hold
     processes: tuple[ProcessSample, ...] = ()
+
+    def newest_ns(self) -> int:
+        """The time of the newest sample; of the newest event where there is none."""
+        times_ns = [int(batch.time_ns.max()) for batch in self.batches]
+        times_ns += [sample.time_ns for sample in self.processes]
+        return max(times_ns or [event.time_ns for event in self.events])
 
 
 class Batcher:
@@ -127,7 +133,7 @@ class Framer:
                 yield self._draft(unit[0], chosen, inventory, left)
                 inventory, left = (), []
         if left and self.gpus:
-            yield Draft(self.gpus[0].node, (), (), tuple(left), 0, now_ns)
+            yield Draft(self.gpus[0].node, (), (), tuple(left), 0)
 
     def process_frames(self, samples: Sequence[ProcessSample]) -> Iterator[Draft]:
         """Frames that hold processes alone: they come rarely, and would make others too large."""
@@ -139,8 +145,7 @@ class Framer:
             by_node.setdefault(node, []).append(sample)
         for node, found in by_node.items():
             for chosen in _pack(found, _process_bytes, limits.FRAME_BYTES_TARGET):
-                newest_ns = max(sample.time_ns for sample in chosen)
-                yield Draft(node, (), (), (), 0, newest_ns, tuple(chosen))
+                yield Draft(node, (), (), (), 0, processes=tuple(chosen))
 
     def _inventory(self, unit: tuple[str, int], now_ns: int, *, repeat: bool) -> tuple[Gpu, ...]:
         told_ns = self._told_at_ns.get(unit)
@@ -164,8 +169,8 @@ class Framer:
             tuple(wire.GpuChunks(uuid, tuple(found)) for uuid, found in chunks.items()),
             inventory,
             tuple(events),
-            rows=sum(len(part.batch) for part in parts),
-            newest_ns=max(int(part.batch.time_ns.max()) for part in parts),
+            sum(len(part.batch) for part in parts),
+            tuple(part.batch for part in parts),
         )
 
 

@@ -95,7 +95,7 @@ class FiniteOutbox:
 
     async def send(self, draft: Draft, now_ns: int) -> None:
         sequence = self.frames + 1
-        payload = _encode(draft, self._producer, FINITE_EPOCH, sequence, draft.newest_ns)
+        payload = _encode(draft, self._producer, FINITE_EPOCH, sequence, draft.newest_ns())
         await self._publisher.publish(sequence, draft.node, payload)
         self.frames = sequence
         self.rows += draft.rows

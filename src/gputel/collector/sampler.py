@@ -232,7 +232,7 @@ class Sampler:
     def _stops_before(self, due_ns: int) -> bool:
         """Wait until it is `due_ns`; True when the thread shall end instead."""
         wait_ns = due_ns - self._clock.monotonic_ns()
-        if wait_ns <= 0 or not self._stopped.acquire(timeout=wait_ns / NS_PER_S):
+        if wait_ns <= 0 or not self._clock.acquire(self._stopped, wait_ns / NS_PER_S):
             return False
         self._stopped.release()  # another thread may wait too
         return True

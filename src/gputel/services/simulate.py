@@ -54,7 +54,7 @@ def specification(inherited: str, settings: Iterable[tuple[str, str]]) -> str:
 def _complaint(text: str) -> str:
     """What the library says of a specification; empty when it understands it.
 
-    It reads the variable at its initialisation, and writes what is wrong to stderr.
+    It writes what is wrong to stderr.
     """
     library = ctypes.CDLL(str(library_folder() / LIBRARY))
     os.putenv(SPECIFICATION, text)
@@ -62,7 +62,7 @@ def _complaint(text: str) -> str:
         stderr_fd = os.dup(2)
         os.dup2(complaint.fileno(), 2)
         try:
-            code = library.nvmlInit_v2()
+            code = library.gputelSimCheck()
         finally:
             os.dup2(stderr_fd, 2)
             os.close(stderr_fd)
@@ -70,7 +70,6 @@ def _complaint(text: str) -> str:
     if code:
         why = said.strip().removeprefix(f"{SPECIFICATION}: ")
         return why or f"the simulated driver can't start (NVML return {code})"
-    library.nvmlShutdown()
     return ""
 
 

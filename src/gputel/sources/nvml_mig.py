@@ -51,6 +51,15 @@ def mig_parent(mig_uuid: str, module: Any = None) -> MigParent | None:
     return MigParent(text(uuid), instance)
 
 
+def whole_of(nvml: Any, device: Any) -> Any:
+    """The handle of the GPU that a MIG device is a part of, as it is now; None when the driver
+    does not tell."""
+    try:
+        return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device)
+    except nvml.NVMLError:
+        return None
+
+
 def mig_instances(nvml: Any, handle: Any, gpu: Gpu) -> Iterator[tuple[Any, Gpu]]:
     """(handle, description) of each GPU instance of `gpu`; nothing where MIG is off, or where
     the driver does not tell."""

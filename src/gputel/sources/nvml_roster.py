@@ -28,7 +28,7 @@ from gputel.sources.journal import Journal
 from gputel.sources.nvml_events import EventWatch
 from gputel.sources.nvml_inventory import describe, text
 from gputel.sources.nvml_library import address_of
-from gputel.sources.nvml_mig import mig_instances
+from gputel.sources.nvml_mig import mig_instances, whole_of
 from gputel.sources.source import Abandoned
 
 BACK_OFF_MIN_S: Final = 1
@@ -173,7 +173,9 @@ class Roster:
 
     def _activate(self, number: int, handle: Any) -> None:
         slot = self.slots[number]
-        # An instance has no events of its own: XIDs are its GPU's.
+        # An instance has no events of its own: XIDs are its GPU's. Its GPU is looked up anew: it
+        # may have come back with another handle.
+        whole = whole_of(self._nvml, handle) if slot.gpu.mig_parent else None
         sees_xids = not slot.gpu.mig_parent and self._events.register(handle, slot.gpu.uuid)
         with self._lock:
             slot.handle = handle
@@ -181,7 +183,7 @@ class Roster:
             slot.removed = False
             slot.active_since_ns = self._clock.monotonic_ns()
             self._sweeper.set_xid(number, 0 if sees_xids else None)
-            self._sweeper.attach(number, handle)
+            self._sweeper.attach(number, handle, whole, slot.gpu.mig_instance or 0)
 
     # ---- Losing, and finding again ----------------------------------------------------------
 

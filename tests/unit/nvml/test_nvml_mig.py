@@ -13,7 +13,7 @@ from gputel.catalog import Cadence
 from gputel.inventory import EventKind, Gpu
 from gputel.limits import MIB
 from gputel.sources import nvml_roster
-from gputel.sources.nvml_mig import mig_instances, mig_parent
+from gputel.sources.nvml_mig import mig_instances, mig_parent, whole_of
 from support.simulation import Sim, simulated
 from support.sweeping import Rig
 
@@ -54,6 +54,70 @@ def test_an_instance_is_swept_beside_its_gpu(twin: bool):
     assert rig.kinds() == []
     parent = mig_parent(instances[0].uuid)
     assert parent == (whole.uuid, 1)
+
+
+GPM = {
+    "graphics_engine_active_ratio", "sm_active_ratio", "sm_occupancy_ratio", "tensor_active_ratio",
+    "dram_active_ratio", "fp64_active_ratio", "fp32_active_ratio", "fp16_active_ratio",
+}  # fmt: skip
+TRAFFIC = {"pcie_tx_bytes_per_second", "pcie_rx_bytes_per_second"}
+
+
+@pytest.mark.parametrize("twin", [False, True])
+@simulated(MIG, start=False)
+def test_gpm_of_an_instance_is_asked_of_its_gpu(twin: bool):
+    sim = Sim()
+    rig = Rig(sim, twin=twin)
+    rig.advance(60)
+    rig.sweep(Cadence.MEDIUM)
+    rows = rig.sweep(Cadence.MEDIUM)
+    assert set(rows[0]) > GPM | TRAFFIC
+    for slot in (2, 3):
+        assert set(rows[slot]) == GPM, "what goes over PCIe is the GPU's"
+        assert rows[slot]["sm_active_ratio"] == rows[0]["sm_active_ratio"] > 0
+    assert sim.calls("nvmlGpmMigSampleGet") == 4
+    costs = {cost.call: cost for cost in rig.source.call_costs()}
+    assert costs["nvmlGpmSampleGet"].calls == 8
+    rig.source.close()
+
+
+@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("fault", ["not_supported", "no_function"])
+@simulated(f"{MIG},fault={{fault}}=nvmlGpmMigSampleGet", start=False)
+def test_a_driver_without_gpm_of_instances_is_asked_once(twin: bool, fault: str):
+    sim = Sim()
+    rig = Rig(sim, twin=twin)
+    for _ in range(4):
+        rows = rig.sweep(Cadence.MEDIUM)
+    assert rows[2] == rows[3] == {}
+    assert set(rows[0]) > GPM
+    assert sim.calls("nvmlGpmMigSampleGet") == 2, "once an instance"
+    assert rig.kinds() == []
+
+
+@pytest.mark.parametrize("twin", [False, True])
+@simulated(MIG, start=False)
+def test_gpm_of_an_instance_goes_on_when_its_gpu_is_back_under_another_handle(twin: bool):
+    sim = Sim()
+    rig = Rig(sim, twin=twin)
+    rig.sweep(Cadence.MEDIUM)
+    assert sim.inject("remove@0+5:gpu=0")
+    rig.sweep(Cadence.MEDIUM)
+    for _ in range(12):
+        rig.sweep(Cadence.SLOW)
+    rig.sweep(Cadence.MEDIUM)
+    rows = rig.sweep(Cadence.MEDIUM)
+    assert set(rows[2]) == set(rows[3]) == GPM
+    assert rig.kinds().count(EventKind.RESTORED) == 3
+
+
+@simulated(MIG.replace("mig=", "fault=no_function=nvmlDeviceGetMigMode,mig="), start=False)
+def test_a_driver_that_tells_no_gpu_of_an_instance_has_no_gpm_of_it():
+    whole = pynvml.nvmlInit() or pynvml.nvmlDeviceGetHandleByIndex(0)
+    assert whole_of(pynvml, whole) is None, "it is no instance"
+    instance = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, 0)
+    found = whole_of(pynvml, instance)
+    assert pynvml.nvmlDeviceGetUUID(found) == pynvml.nvmlDeviceGetUUID(whole)
 
 
 def not_found(_: str) -> Any:

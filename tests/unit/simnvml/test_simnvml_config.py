@@ -91,6 +91,8 @@ def test_understood(config: str, output: str) -> None:
         ("fault=remove:function=nvmlDeviceGetName", "remove can't be narrowed"),
         ("fault=no_function", "no_function needs the name of a function"),
         ("fault=no_function=nvmlShutdown", "nvmlShutdown can't be given a fault"),
+        ("fault=lost:function=nvmlInit", "lost is not for nvmlInit, which asks no GPU"),
+        ("fault=hang:gpu=1:function=nvmlInit", "'gpu=1': nvmlInit belongs to no GPU"),
         ("fault=" + "x" * 300, "longer than 255 characters"),
         ("fault=" + "x" * 600, "an item of more than 511 characters"),
         (",".join(["fault=xid=1:gpu=0"] * 129), "128 faults are allowed"),

@@ -233,6 +233,59 @@ def test_shutdown_ends_a_hang(sim: Sim):
     assert said == [pynvml.NVML_ERROR_UNINITIALIZED]
 
 
+@pytest.mark.parametrize("name", ["nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags"])
+@simulated("gpus=1,clock=manual,fault=hang@0+5:function={name}", start=False)
+def test_nvml_init_hangs_under_all_of_its_names(name: str):
+    sim = Sim()
+    threads = [started(call) for call in (sim.library.nvmlInit_v2, pynvml.nvmlInit)]
+    for thread, _ in threads:
+        thread.join(0.05)
+        assert thread.is_alive()
+    assert sim.library.nvmlSystemGetCudaDriverVersion(None) == pynvml.NVML_ERROR_UNINITIALIZED
+    sim.advance(5)
+    for thread, said in threads:
+        thread.join(10)
+        assert said == [OK]
+    assert pynvml.nvmlDeviceGetCount() == 1
+    assert codes(devices()[0]) == {OK}
+    for shutdown in (OK, OK, pynvml.NVML_ERROR_UNINITIALIZED):
+        assert sim.library.nvmlShutdown() == shutdown
+
+
+@simulated("gpus=1,clock=manual,fault=hang:function=nvmlInit", start=False)
+def test_nvml_init_hangs_until_its_faults_are_cleared():
+    sim = Sim()
+    assert sim.library.gputelSimCheck() == OK, "which does not hang"
+    thread, said = started(pynvml.nvmlInit)
+    sim.advance(3600)
+    thread.join(0.05)
+    assert thread.is_alive()
+    assert sim.library.nvmlShutdown() == pynvml.NVML_ERROR_UNINITIALIZED
+    sim.ClearFaults()
+    thread.join(10)
+    assert said == [OK]
+    assert sim.inject("hang:function=nvmlInit")
+    assert codes(devices()[0]) == {OK}, "of no other function"
+
+
+@simulated("gpus=1,fault=hang@600:function=nvmlInit,fault=hang:function=nvmlSystemGetDriverVersion")
+def test_other_faults_leave_nvml_init_alone(sim: Sim):
+    assert sim.inject("hang@0+0.01")
+    pynvml.nvmlInit()
+    assert pynvml.nvmlDeviceGetCount() == 1
+
+
+@simulated("gpus=1,fault=not_supported=nvmlInit@0+0.2", start=False)
+def test_nvml_init_fails_and_is_tried_again():
+    assert code(pynvml.nvmlInit) == pynvml.NVML_ERROR_NOT_SUPPORTED
+    assert code(pynvml.nvmlDeviceGetCount) == pynvml.NVML_ERROR_UNINITIALIZED
+    deadline = time.monotonic() + 20
+    while code(pynvml.nvmlInit) != OK:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert pynvml.nvmlDeviceGetCount() == 1
+
+
 @simulated("gpus=1,clock=real")
 def test_a_hang_in_real_time(sim: Sim):
     (device,) = devices()

@@ -82,3 +82,29 @@ def test_gpm_knows_the_instances_by_number():
     assert code(pynvml.nvmlGpmMigSampleGet, whole, 7, sample) == 0
     wrong = code(pynvml.nvmlGpmMigSampleGet, whole, 3, sample)
     assert wrong == pynvml.NVML_ERROR_INVALID_ARGUMENT
+
+
+@simulated("gpus=1,model=h100,profile=training,clock=manual,mig=0:3g.40gb+1g.10gb")
+def test_gpm_of_an_instance_has_no_traffic(sim: Sim):
+    whole = pynvml.nvmlDeviceGetHandleByIndex(0)
+    first, second, other = (pynvml.nvmlGpmSampleAlloc() for _ in range(3))
+    sim.advance(60)
+    pynvml.nvmlGpmMigSampleGet(whole, 1, first)
+    sim.advance(1)
+    pynvml.nvmlGpmMigSampleGet(whole, 1, second)
+    request = pynvml.c_nvmlGpmMetricsGet_t()
+    request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
+    request.sample1, request.sample2 = first, second
+    asked = (pynvml.NVML_GPM_METRIC_SM_UTIL, pynvml.NVML_GPM_METRIC_PCIE_TX_PER_SEC)
+    request.numMetrics = len(asked)
+    for item, metric in zip(request.metrics, asked, strict=False):
+        item.metricId = metric
+    pynvml.nvmlGpmMetricsGet(request)
+    busy, sent = request.metrics[0], request.metrics[1]
+    assert busy.nvmlReturn == 0
+    assert busy.value > 0
+    assert sent.nvmlReturn == pynvml.NVML_ERROR_NOT_SUPPORTED
+    pynvml.nvmlGpmMigSampleGet(whole, 7, other)
+    request.sample2 = other
+    refused = code(pynvml.nvmlGpmMetricsGet, request)
+    assert refused == pynvml.NVML_ERROR_INVALID_ARGUMENT, "two instances have nothing in common"

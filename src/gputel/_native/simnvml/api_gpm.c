@@ -19,8 +19,11 @@ typedef struct {
     bool used, filled;
     unsigned generation;
     unsigned gpu, incarnation;
+    int instance; /* the MIG instance's number; WHOLE_GPU */
     sim_integrals sum;
 } gpm_sample;
+
+#define WHOLE_GPU (-1)
 
 static gpm_sample samples[SAMPLES_MAX];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -78,13 +81,14 @@ nvmlReturn_t nvmlGpmSampleFree(nvmlGpmSample_t gpmSample)
     return sample ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
 }
 
-static nvmlReturn_t take_sample(const sim_gpu *gpu, nvmlGpmSample_t gpmSample)
+static nvmlReturn_t take_sample(const sim_gpu *gpu, int instance, nvmlGpmSample_t gpmSample)
 {
     pthread_mutex_lock(&lock);
     gpm_sample *sample = sample_of(gpmSample);
     if (sample) {
         sample->filled = true;
         sample->gpu = gpu->number;
+        sample->instance = instance;
         sample->incarnation = gpu->incarnation;
         sample->sum = gpu->model.integrals;
     }
@@ -96,10 +100,10 @@ nvmlReturn_t nvmlGpmSampleGet(nvmlDevice_t device, nvmlGpmSample_t gpmSample)
 {
     DEVICE_CALL(nvmlGpmSampleGet, gpmSample);
     REQUIRE(sim_has(PROFILE, SIM_GPM));
-    return take_sample(gpu, gpmSample);
+    return take_sample(gpu, WHOLE_GPU, gpmSample);
 }
 
-/* An instance is as busy as its GPU. */
+/* An instance is as busy as its GPU; what goes over PCIe and NVLink is not told by instance. */
 nvmlReturn_t nvmlGpmMigSampleGet(nvmlDevice_t device, unsigned int gpuInstanceId,
                                  nvmlGpmSample_t gpmSample)
 {
@@ -107,7 +111,7 @@ nvmlReturn_t nvmlGpmMigSampleGet(nvmlDevice_t device, unsigned int gpuInstanceId
     REQUIRE(sim_has(PROFILE, SIM_GPM) && sim.config.mig[gpu->number].on);
     for (unsigned i = 0; i < sim.config.mig[gpu->number].count; i++)
         if (sim.config.mig[gpu->number].instances[i].id == gpuInstanceId)
-            return take_sample(gpu, gpmSample);
+            return take_sample(gpu, (int)gpuInstanceId, gpmSample);
     return NVML_ERROR_INVALID_ARGUMENT;
 }
 
@@ -182,18 +186,18 @@ static double average(const metric *row, const sim_integrals *from, const sim_in
     return row->form == RATE ? growth / MIB / (ns / 1e9) : 100 * growth / ns;
 }
 
-static void fill_metric(const sim_profile *profile, const sim_integrals *from,
-                        const sim_integrals *to, nvmlGpmMetric_t *answer)
+static void fill_metric(const sim_profile *profile, const gpm_sample *from, const gpm_sample *to,
+                        nvmlGpmMetric_t *answer)
 {
     unsigned parts;
     unsigned id = first_of_kind(profile, answer->metricId, &parts);
     answer->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
     for (size_t i = 0; i < sizeof metrics / sizeof *metrics; i++) {
         const metric *row = &metrics[i];
-        if (row->id != id)
+        if (row->id != id || (row->form == RATE && to->instance != WHOLE_GPU))
             continue;
         answer->nvmlReturn = NVML_SUCCESS;
-        answer->value = average(row, from, to) / parts;
+        answer->value = average(row, &from->sum, &to->sum) / parts;
         answer->metricInfo.shortName = (char *)row->short_name;
         answer->metricInfo.longName = (char *)row->long_name;
         answer->metricInfo.unit = row->form == RATE ? "MiB/sec" : "%";
@@ -211,10 +215,10 @@ nvmlReturn_t nvmlGpmMetricsGet(nvmlGpmMetricsGet_t *metricsGet)
     pthread_mutex_lock(&lock);
     const gpm_sample *from = sample_of(metricsGet->sample1), *to = sample_of(metricsGet->sample2);
     bool comparable = from && to && from->filled && to->filled && from->gpu == to->gpu &&
-                      from->incarnation == to->incarnation &&
+                      from->incarnation == to->incarnation && from->instance == to->instance &&
                       from->sum.time_ns <= to->sum.time_ns;
     for (unsigned i = 0; comparable && i < metricsGet->numMetrics; i++)
-        fill_metric(sim.config.profile, &from->sum, &to->sum, &metricsGet->metrics[i]);
+        fill_metric(sim.config.profile, from, to, &metricsGet->metrics[i]);
     pthread_mutex_unlock(&lock);
     return comparable ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
 }

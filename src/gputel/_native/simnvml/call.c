@@ -32,7 +32,7 @@ static const sim_fault *in_force(const sim_target *target, sim_fault_kind kind, 
     for (unsigned i = 0; i < faults->count; i++) {
         const sim_fault *fault = &faults->entries[i];
         if (fault->kind == kind && fault->started && !fault->ended && fault->field == SIM_ANY &&
-            (fault->function == SIM_ANY || fault->function == function))
+            (fault->function == function || (fault->function == SIM_ANY && !SIM_IS_INIT(function))))
             return fault;
     }
     return NULL;
@@ -49,7 +49,8 @@ static void refresh(sim_target *target)
         sim_gpu_advance((sim_gpu *)target, now);
 }
 
-/* Stay as long as a hang lasts. False when the library was shut down meanwhile. */
+/* Stay as long as a hang lasts. False when the library was shut down meanwhile; nvmlInit comes
+ * before there is one to shut down. */
 static bool hang(sim_target *target, sim_function function)
 {
     const sim_fault *fault;
@@ -59,7 +60,7 @@ static bool hang(sim_target *target, sim_function function)
         pthread_mutex_unlock(&target->lock);
         sim_wait_for_change(seen, until_ns);
         pthread_mutex_lock(&target->lock);
-        if (!atomic_load(&sim.users))
+        if (!atomic_load(&sim.users) && !SIM_IS_INIT(function))
             return false;
         refresh(target);
     }
@@ -135,6 +136,11 @@ nvmlReturn_t sim_enter_host(sim_call *call, sim_function function)
         delay(call, function);
     if (!PRESENT(sim.users))
         return NVML_ERROR_UNINITIALIZED;
+    return sim_host_faulted(function);
+}
+
+nvmlReturn_t sim_host_faulted(sim_function function)
+{
     /* The lock is not kept: these calls look at many GPUs, or at none. */
     pthread_mutex_lock(&sim.host.lock);
     refresh(&sim.host);

@@ -83,6 +83,9 @@ nvmlReturn_t sim_enter_gpu(sim_call *call, sim_function function, sim_reach reac
 nvmlReturn_t sim_enter_host(sim_call *call, sim_function function);
 void sim_leave(sim_call *call);
 
+/* What the host's faults in force make of a call; it returns when they let it. */
+nvmlReturn_t sim_host_faulted(sim_function function);
+
 /* Let go of the GPU before a call looks at others. */
 void sim_release(sim_call *call);
 

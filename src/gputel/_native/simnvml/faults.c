@@ -59,14 +59,16 @@ static bool seconds(const char *text, uint64_t *ns)
     return true;
 }
 
-/* nvmlInit and nvmlShutdown belong to no GPU and no time, so no fault reaches them. */
+/* nvmlInit goes by any of its names: which of them a client calls, its user can't know. */
 static bool function_named(const char *text, int *function, complaint to)
 {
     *function = sim_function_named(text);
     if (*function < 0)
         return FAIL("'%s' is no NVML function of the simulated driver", text);
-    if (*function <= SIM_nvmlShutdown)
+    if (*function == SIM_nvmlShutdown)
         return FAIL("%s can't be given a fault", text);
+    if (SIM_IS_INIT(*function))
+        *function = SIM_nvmlInit_v2;
     return true;
 }
 
@@ -158,6 +160,16 @@ static bool read_kind(sim_fault *fault, char *text, complaint to)
                 "no_function, remove, restore, xid, ecc_sbe, ecc_dbe, energy_reset", text);
 }
 
+/* nvmlInit belongs to no GPU, and asks none. */
+static bool check_init(const sim_fault *fault, int gpu, complaint to)
+{
+    if (fault->function != SIM_nvmlInit_v2)
+        return true;
+    if (!SIM_FAULT_OF_HOST(fault->kind))
+        return FAIL("%s is not for nvmlInit, which asks no GPU", kinds[fault->kind].name);
+    return gpu == SIM_ANY ? true : FAIL("'gpu=%d': nvmlInit belongs to no GPU", gpu);
+}
+
 bool sim_fault_parse(const char *text, sim_fault *fault, int *gpu, char *problem, size_t size)
 {
     complaint to = {problem, size};
@@ -184,7 +196,7 @@ bool sim_fault_parse(const char *text, sim_fault *fault, int *gpu, char *problem
             return false;
         options = next;
     }
-    return true;
+    return check_init(fault, *gpu, to);
 }
 
 bool sim_fault_add(sim_fault_set *set, const sim_fault *fault)

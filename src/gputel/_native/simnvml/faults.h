@@ -32,6 +32,8 @@ typedef enum {
 } sim_fault_kind;
 
 #define SIM_FAULT_LASTS(kind) ((kind) <= SIM_FAULT_REMOVE)
+/* Also of calls that concern no GPU. */
+#define SIM_FAULT_OF_HOST(kind) ((kind) >= SIM_FAULT_HANG && (kind) <= SIM_FAULT_NO_FUNCTION)
 
 typedef struct {
     sim_fault_kind kind;

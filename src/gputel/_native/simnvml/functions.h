@@ -13,4 +13,7 @@ extern const char *const sim_function_names[SIM_FUNCTIONS + 1];
 /* The number of `name`; -1 when there is none. */
 int sim_function_named(const char *name);
 
+/* nvmlInit, under any of its names. */
+#define SIM_IS_INIT(function) ((function) <= SIM_nvmlInitWithFlags)
+
 #endif

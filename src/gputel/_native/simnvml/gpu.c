@@ -168,9 +168,7 @@ unsigned sim_gpu_index(const sim_gpu *gpu)
 
 static bool concerns_host(const sim_fault *fault)
 {
-    return fault->kind == SIM_FAULT_HANG || fault->kind == SIM_FAULT_SLOW ||
-           fault->kind == SIM_FAULT_NO_FUNCTION ||
-           (fault->kind == SIM_FAULT_NOT_SUPPORTED && fault->field == SIM_ANY);
+    return SIM_FAULT_OF_HOST(fault->kind) && fault->field == SIM_ANY;
 }
 
 static bool put(sim_target *target, const sim_fault *fault)
@@ -187,7 +185,8 @@ bool sim_inject(const sim_fault *fault, int gpu)
     bool added = true;
     if (gpu != SIM_ANY)
         added = put(&sim.gpus[gpu].target, fault);
-    for (unsigned i = 0; gpu == SIM_ANY && i < sim.config.gpus; i++)
+    bool all = gpu == SIM_ANY && fault->function != SIM_nvmlInit_v2;
+    for (unsigned i = 0; all && i < sim.config.gpus; i++)
         added &= put(&sim.gpus[i].target, fault);
     if (gpu == SIM_ANY && concerns_host(fault))
         added &= put(&sim.host, fault);

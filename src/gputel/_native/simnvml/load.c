@@ -1,6 +1,7 @@
 /* Loading and unloading the simulated driver: nvmlInit, nvmlShutdown. */
 #include "driver.h"
 #include "events.h"
+#include "simnvml.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -150,15 +151,32 @@ static nvmlReturn_t load_once(void)
     return result;
 }
 
+static nvmlReturn_t load_if_unused(void)
+{
+    pthread_mutex_lock(&users_lock);
+    nvmlReturn_t result = atomic_load(&sim.users) ? NVML_SUCCESS : load_once();
+    pthread_mutex_unlock(&users_lock);
+    return result;
+}
+
+/* A user is counted at the end: until nvmlInit returns, other calls are too early. */
 static nvmlReturn_t begin_use(sim_function function)
 {
     atomic_fetch_add_explicit(&sim.calls[function], 1, memory_order_relaxed);
-    pthread_mutex_lock(&users_lock);
-    nvmlReturn_t result = atomic_load(&sim.users) ? NVML_SUCCESS : load_once();
+    nvmlReturn_t result = load_if_unused();
     if (result == NVML_SUCCESS)
-        atomic_fetch_add(&sim.users, 1);
+        result = sim_host_faulted(SIM_nvmlInit_v2);
+    if (result != NVML_SUCCESS)
+        return result;
+    pthread_mutex_lock(&users_lock);
+    atomic_fetch_add(&sim.users, 1);
     pthread_mutex_unlock(&users_lock);
     return result;
+}
+
+int gputelSimCheck(void)
+{
+    return load_if_unused();
 }
 
 nvmlReturn_t nvmlInit_v2(void)

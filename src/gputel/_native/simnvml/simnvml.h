@@ -1,6 +1,6 @@
 /* What the simulated libnvidia-ml.so.1 exports besides NVML: how a test steers it.
  *
- * All may be called from any thread, after the first nvmlInit. Times are nanoseconds of
+ * All may be called from any thread, after nvmlInit was first called. Times are nanoseconds of
  * driver time, which is 0 when the simulated driver was loaded (the first nvmlInit, or
  * `anchor`). The text forms are documented in docs/reference/simulated-nvml.md.
  */
@@ -12,6 +12,10 @@ extern "C" {
 #endif
 
 #define GPUTEL_SIM_API __attribute__((visibility("default")))
+
+/* Load what GPUTEL_SIM describes, as nvmlInit does, but without the faults of nvmlInit. Its
+ * nvmlReturn_t, with the reason on stderr when it is not 0. It may come before nvmlInit. */
+GPUTEL_SIM_API int gputelSimCheck(void);
 
 /* Driver time now. */
 GPUTEL_SIM_API unsigned long long gputelSimTime(void);
