@@ -9,6 +9,11 @@ minutes and hours.
     store.compaction_samples_per_s  hot rows of an hour to chunks, minutes and hours, rows deleted
                                     and partitions dropped; by one maintainer, best round;
                                     per_core_s: for a second of a core, ours and the server's
+    store.compaction_vs_read        how long PostgreSQL alone takes to hand over the same rows, as
+                                    sealing reads them (two sessions, COPY ... TO STDOUT BINARY,
+                                    GPUs of a step at a time) to a client that drops them, against
+                                    the whole of compaction: 1 would be the limit;
+                                    core_s_vs_read: the same of core seconds
     store.insert_block_ms           the longest of inserts, one row each and one after the other,
                                     into a partition while it is sealed: of the best round, as the
                                     processes here also wait for cores; alone_ms: the same
@@ -42,7 +47,7 @@ from gputel import wire
 from gputel.batch import Batch
 from gputel.catalog import METRIC_SETS
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK, ManualClock
-from gputel.store import Store, hot, schema
+from gputel.store import Store, hot, schema, seal
 from gputel.store.maintain import Maintainer
 from gputel.store.partitions import Partitions
 from gputel.store.settings import DatabaseSettings, StoreSettings
@@ -132,6 +137,55 @@ async def load(store: Store, batches: Sequence[Batch], gpus: int) -> None:
             await hot.write(session, batch.metric_set, pieces)
 
 
+class Reading(NamedTuple):
+    """PostgreSQL alone, handing the hot rows over. core_s: of this process and of the server's."""
+
+    rows: int
+    seconds: float
+    core_s: float
+
+
+async def read_alone(database: Database, gpus: int) -> Reading:
+    """Have all hot rows sent, by as many sessions and in such portions as sealing asks for."""
+    store = database.store
+    portions: list[tuple[str, int, int]] = []
+    async with store.session() as session:
+        for metric_set in METRIC_SETS:
+            names = ", ".join(hot.layout(metric_set)[0])
+            for (name,) in await session.fetch(
+                "SELECT name FROM store_partition WHERE parent = $1 ORDER BY lower",
+                schema.hot_table(metric_set),
+            ):
+                rows = await session.fetchval(f"SELECT count(*) FROM {name}")
+                step = max(1, seal.ROWS_A_STEP // 2 * gpus // max(1, rows))
+                query = f"SELECT {names} FROM {name} WHERE gpu_id BETWEEN $1 AND $2"
+                portions += [
+                    (query, first, first + step - 1) for first in range(1, gpus + 1, step)
+                ]
+    left = iter(portions)
+
+    async def drop(_: bytes) -> None:
+        pass
+
+    async def one() -> int:
+        rows = 0
+        async with store.session() as session:
+            for query, first, last in left:
+                said = await session.copy_from_query(
+                    query, first, last, output=drop, format="binary"
+                )
+                rows += int(said.rpartition(" ")[2])
+        return rows
+
+    started, core_started = time.perf_counter(), core_seconds(database.postmaster)
+    rows = sum(await asyncio.gather(*(one() for _ in range(seal.STEPS_AT_ONCE))))
+    return Reading(
+        rows,
+        time.perf_counter() - started,
+        core_seconds(database.postmaster) - core_started,
+    )
+
+
 def insert_until_told(settings: DatabaseSettings, time_ns: int, pipe: Pipe) -> None:
     """A process of its own: insert late rows one by one; tell how long each took, in ms."""
 
@@ -176,6 +230,7 @@ async def compaction(database: Database, batches: Sequence[Batch], rounds: int) 
     expected = facts(batches, COMPACTED_GPUS)
     samples = sum(expected.counts.values())
     best_s, core_s, correct = float("inf"), float("inf"), True
+    read_s, read_core_s = float("inf"), float("inf")
     longest, alone, inserts = float("inf"), float("inf"), 0
     for number in range(2 * rounds):
         await empty(store, COMPACTED_GPUS)
@@ -183,11 +238,16 @@ async def compaction(database: Database, batches: Sequence[Batch], rounds: int) 
         clock = ManualClock(SYSTEM_CLOCK.time_ns() + 2 * HOUR_NS)
         maintainer = Maintainer(store, StoreSettings(), clock)
         if number % 2 == 0:
+            reading = await read_alone(database, COMPACTED_GPUS)
+            read_s = min(read_s, reading.seconds)
+            read_core_s = min(read_core_s, reading.core_s)
+            correct &= reading.rows == sum(len(batch) for batch in batches) * COMPACTED_GPUS
             started, core_started = time.perf_counter(), core_seconds(database.postmaster)
             await maintainer.round()
             best_s = min(best_s, time.perf_counter() - started)
             core_s = min(core_s, core_seconds(database.postmaster) - core_started)
             correct &= maintainer.counts.postponed == 0
+            correct &= maintainer.counts.sealed_rows == reading.rows
             correct &= expected.same(await decoded(store))
         else:
             pipe, process = await inserting(database.settings, int(batches[0].time_ns[0]))
@@ -214,6 +274,15 @@ async def compaction(database: Database, batches: Sequence[Batch], rounds: int) 
         gpus=COMPACTED_GPUS,
         samples=samples,
         target=10e6,
+    )
+    report.emit(
+        "store.compaction_vs_read",
+        read_s / best_s,
+        "",
+        correct,
+        core_s_vs_read=f"{read_core_s / core_s:.2f}",
+        read_samples_per_s=f"{samples / read_s:.3g}",
+        read_per_core_s=f"{samples / read_core_s:.3g}",
     )
     report.emit(
         "store.insert_block_ms",

@@ -149,30 +149,7 @@ class Sink:
             lambda: self.missing,
         )
         counter("gputel_sink_retries", "Transactions tried again", lambda: self.retries)
-        counts = self.maintainer.counts
-        counter(
-            "gputel_store_sealed_rows", "Hot rows turned into chunks", lambda: counts.sealed_rows
-        )
-        counter(
-            "gputel_store_dropped_partitions",
-            "Partitions dropped by retention",
-            lambda: counts.dropped_partitions,
-        )
-        counter(
-            "gputel_store_merged_chunks",
-            "Small chunks merged into larger ones",
-            lambda: counts.merged_chunks,
-        )
-        counter(
-            "gputel_store_folded_parts",
-            "Parts of hours summed up into rollup_1h",
-            lambda: counts.folded_parts,
-        )
-        counter(
-            "gputel_store_postponed_steps",
-            "Steps of maintenance put off because others would have waited",
-            lambda: counts.postponed,
-        )
+        self.maintainer.counts.describe(telemetry)
         telemetry.observe_gauge(
             "gputel_store_workers",
             "Nodes over which Citus distributes the tables; 0: plain PostgreSQL",

@@ -6,10 +6,11 @@ The other tests of the store run on a distributed database, too, where GPUTEL_TE
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 import msgspec
@@ -265,28 +266,106 @@ async def test_shards_move_while_frames_come(
     await check(store, producer)
 
 
-async def prepared_are_settled(cluster: CitusCluster, dbname: str) -> None:
-    """Wait until no node has a transaction that was prepared, and neither committed nor undone."""
-    async with asyncio.timeout(TIMEOUT_S):
-        for node in cluster.workers:
-            while True:
-                if not await prepared(node.port, dbname):
-                    break
-                await asyncio.sleep(RETRY_S)
+@pytest.mark.timeout(300)
+async def test_a_worker_is_added_while_frames_come_and_are_sealed(
+    cluster: CitusCluster, producer: Producer
+) -> None:
+    """What docs/how-to/citus.md tells the operator to do; the sink and maintenance go on."""
+    producer.gpus = 8
+    messages = mixed(producer, 200)
+    # No copy of another: Citus would tell the new node about the original's name.
+    settings = await cluster.create()
+    store = await store_package.connect(settings)
+    await store.migrate(StoreSettings())
+    await store_all(store, messages[:20])
+    maintainer = Maintainer(store, SETTINGS, ManualClock(SYSTEM_CLOCK.time_ns() + 3600 * S))
+    moving, moved = asyncio.Event(), asyncio.Event()
+
+    async def store_while_moving() -> None:
+        await moving.wait()
+        for end in range(20, 181, 20):
+            await store_all(store, messages[:end])
+        await moved.wait()
+        await store_all(store, messages)
+
+    async def maintain() -> None:
+        await moving.wait()
+        while not moved.is_set():
+            with contextlib.suppress(DatabaseUnavailable):
+                await maintainer.round()
+            # Moving a shard and making a partition exclude each other: Citus gets a turn, too.
+            await asyncio.wait([moved_task], timeout=1)
+
+    async def rebalance(port: int) -> None:
+        job = await ask(
+            cluster,
+            settings.dbname,
+            f"SELECT citus_add_node('127.0.0.1', {port})",
+            "SELECT citus_rebalance_start(shard_transfer_mode => 'block_writes')",
+        )
+        moving.set()
+        state = f"SELECT state::text FROM pg_dist_background_job WHERE job_id = {job}"
+        while (now := await ask(cluster, settings.dbname, state)) != "finished":
+            assert now not in ("failed", "cancelled"), await ask(
+                cluster,
+                settings.dbname,
+                "SELECT string_agg(command || ': ' || message, chr(10)) "
+                "FROM pg_dist_background_task",
+            )
+            await asyncio.sleep(RETRY_S)
+        moved.set()
+
+    try:
+        async with cluster.another_worker(settings.dbname) as node:
+            async with asyncio.timeout(2 * TIMEOUT_S), asyncio.TaskGroup() as group:
+                moved_task = group.create_task(moved.wait())
+                group.create_task(store_while_moving())
+                group.create_task(maintain())
+                group.create_task(rebalance(node.port))
+            assert maintainer.counts.rounds > 0
+            shards = (
+                "SELECT count(*) FROM citus_shards WHERE citus_table_type = 'distributed' "
+                f"AND nodeport = {node.port}"
+            )
+            assert await ask(cluster, settings.dbname, shards) > 0
+            await check(store, producer)
+            for _ in range(3):
+                await maintainer.round()
+            assert maintainer.counts.sealed_rows > 0
+            await check(store, producer)
+            again = await store_package.connect(settings)
+            assert again.workers == WORKERS + 1
+            await again.close()
+            await store.close()
+            await cluster.drop(settings.dbname)
+    finally:
+        await store.close()
 
 
-async def prepared(port: int, dbname: str) -> int:
+async def ask(cluster: CitusCluster, dbname: str, *statements: str, port: int = 0) -> Any:
+    """Run statements as the superuser, on the coordinator or at `port`; the last one's answer."""
     session = await asyncpg.connect(
-        host="127.0.0.1", port=port, user="postgres", database=dbname, ssl=False
+        host="127.0.0.1",
+        port=port or cluster.coordinator.port,
+        user="postgres",
+        database=dbname,
+        ssl=False,
     )
     try:
-        return int(
-            await session.fetchval(
-                "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
-            )
-        )
+        for statement in statements:
+            answer = await session.fetchval(statement)
     finally:
         await session.close()
+    return answer
+
+
+async def prepared_are_settled(cluster: CitusCluster, dbname: str) -> None:
+    """Wait until no node has a transaction that was prepared, and neither committed nor undone."""
+    prepared = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
+    async with asyncio.timeout(TIMEOUT_S):
+        for node in cluster.workers:
+            while await ask(cluster, dbname, prepared, port=node.port):
+                await asyncio.sleep(RETRY_S)
 
 
 async def test_a_partition_with_rows_that_a_worker_has_yet_to_commit_is_not_dropped(

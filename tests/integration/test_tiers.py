@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -14,8 +16,10 @@ from gputel import store as store_package
 from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.clock import SYSTEM_CLOCK, ManualClock
 from gputel.errors import DatabaseUnavailable
+from gputel.inventory import Event, EventKind
+from gputel.observe import Telemetry
 from gputel.store import Store, chunks, seal
-from gputel.store.maintain import Maintainer
+from gputel.store.maintain import MaintenanceCounts, Maintainer
 from gputel.store.rechunk import SMALL_BYTES, SMALL_SAMPLES
 from gputel.store.settings import DatabaseSettings
 from support.tiers import (
@@ -252,3 +256,42 @@ async def test_two_maintainers_at_once(
     await points(store, producer)
     await hours(store, producer)
     assert await count(store, f"sample_hot_{SET_BY_CADENCE[Cadence.FAST].name}") == 0
+
+
+async def test_metrics_tell_all_of_maintenance(
+    store: Store, producer: Producer, later: ManualClock
+) -> None:
+    event = Event(START_NS, EventKind.XID, producer.gpu(0).uuid, 79, "fell off the bus")
+    await commit(store, [*mixed(producer), producer.publish([START_NS + S], events=[event])])
+    maintainer = Maintainer(store, SETTINGS, later)
+    telemetry = Telemetry("sink")
+    maintainer.counts.describe(telemetry)
+    await settle(maintainer, later)
+    later.advance(8 * 24 * 3600)
+    await maintainer.round()
+    page = telemetry.exposition()[0].decode()
+    telemetry.close()
+    samples = {
+        name: float(value)
+        for name, value in re.findall(r"^gputel_store_(\w+)_total (\S+)$", page, re.MULTILINE)
+    }
+    done = maintainer.counts
+    assert samples == {
+        "maintenance_rounds": done.rounds,
+        "sealed_partitions": done.sealed_partitions,
+        "sealed_rows": done.sealed_rows,
+        "sealed_chunks": done.sealed_chunks,
+        "folded_parts": done.folded_parts,
+        "merged_chunks": done.merged_chunks,
+        "written_chunks": done.written_chunks,
+        "dropped_partitions": done.dropped_partitions,
+        "deleted_rows": done.deleted_rows,
+        "postponed_steps": done.postponed,
+    }
+    assert len(samples) == len(fields(MaintenanceCounts))
+    assert done.sealed_rows == 2 * (180 + 36 + 1)
+    assert 0 < done.sealed_chunks < done.sealed_rows
+    assert 0 < done.written_chunks < done.merged_chunks
+    assert done.deleted_rows == 1
+    assert done.sealed_partitions > 0
+    assert done.dropped_partitions > 0

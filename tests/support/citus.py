@@ -6,6 +6,7 @@ GPUTEL_TEST_CITUS names the `bin` directory of a PostgreSQL that has the extensi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import asyncpg
@@ -147,6 +149,7 @@ class CitusCluster:
         home.mkdir()
         account = embedded_home._account()
         os.chown(home, account.uid, account.gid)
+        self._binaries, self._home = binaries, home
         self.nodes = [Node(binaries, home / str(i)) for i in range(1 + WORKERS)]
         self.coordinator, *self.workers = self.nodes
         self._template = ""
@@ -219,6 +222,20 @@ class CitusCluster:
             f"SELECT citus_set_coordinator_host('127.0.0.1', {self.coordinator.port})",
             *(f"SELECT citus_add_node('127.0.0.1', {worker.port})" for worker in self.workers),
         )
+
+    @contextlib.asynccontextmanager
+    async def another_worker(self, name: str) -> AsyncGenerator[Node]:
+        """A server that is ready to become a worker of the database, and ends afterwards."""
+        node = Node(self._binaries, self._home / secrets.token_hex(8))
+        try:
+            await node.initialise()
+            await node.start()
+            await node.execute("postgres", "CREATE ROLE gputel LOGIN")
+            await node.execute("postgres", f"CREATE DATABASE {name} OWNER gputel")
+            await node.execute(name, "CREATE EXTENSION citus")
+            yield node
+        finally:
+            await node.end(signal.SIGQUIT)
 
     async def drop(self, name: str) -> None:
         """Remove the database everywhere."""

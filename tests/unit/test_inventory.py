@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gputel.inventory import Gpu
-from gputel.store.inventory import SEEN_PER_S, GpuIds, Sighting
+from gputel.store.inventory import SEEN_PER_S, GpuIds, Seen
 
 S = 1_000_000_000
 START_NS = 1_760_000_000 * S
@@ -41,8 +41,9 @@ async def seconds(gpus: int, duration_s: int) -> list[int]:
     for second in range(duration_s):
         now_ns = START_NS + second * S
         before = table.moved
-        sightings = [Sighting(gpu, now_ns, now_ns) for gpu in list(GPUS.values())[:gpus]]
-        ids.remember(await ids.write(connection, sightings))
+        inventory = {(gpu.uuid, gpu.node): gpu for gpu in list(GPUS.values())[:gpus]}
+        seen = dict.fromkeys(inventory, Seen(now_ns, now_ns))
+        ids.remember(await ids.write(connection, seen, inventory))
         moved.append(table.moved - before)
     return moved
 

@@ -19,8 +19,8 @@ from gputel.kernels import ChunkRows, RowBlock
 from gputel.store import schema
 from gputel.store.chunks import Chunk
 from gputel.store.hot import Int64s
-from gputel.store.inventory import Identity, Sighting, united, unknown
-from gputel.store.times import DAY_NS, MINUTE_NS, span_problem
+from gputel.store.inventory import Identity, Seen
+from gputel.store.times import AHEAD_MAX_NS, DAY_NS, MINUTE_NS, TIME_MIN_NS, span_problem
 
 #: Up to here a list's own min and max are faster than numpy's.
 _SHORT_MAX: Final = 64
@@ -36,22 +36,6 @@ class Message(NamedTuple):
     epoch: int
     sequence: int
     payload: bytes
-
-
-class Seen(NamedTuple):
-    """What samples say of their GPU: their earliest and latest time, and which metrics it has."""
-
-    first_ns: int
-    last_ns: int
-    metric_ids: frozenset[int] = frozenset()
-
-    def joined(self, other: Seen) -> Seen:
-        """Both together."""
-        return Seen(
-            min(self.first_ns, other.first_ns),
-            max(self.last_ns, other.last_ns),
-            united(self.metric_ids, other.metric_ids),
-        )
 
 
 class HotBlock(NamedTuple):
@@ -117,56 +101,89 @@ def read_message(message: Message, now_ns: int) -> Content | Poison:
         return Poison(message, f"{type(error).__name__}: {error}")
 
 
+class _OfSet:
+    """The rows of small chunks of one metric set, and whose they are."""
+
+    __slots__ = ("columns", "counts", "identities", "metric_ids", "metric_set", "rows", "width")
+
+    def __init__(self, metric_set: MetricSet) -> None:
+        self.metric_set = metric_set
+        self.width = len(metric_set.metrics)
+        self.rows: ChunkRows = wire.chunk_rows(metric_set)
+        self.identities: list[Identity] = []
+        self.counts: list[int] = []
+        #: Of the last chunk: the bits of the columns it had, and their metrics. The next has the
+        #: same, most likely.
+        self.columns = 0
+        self.metric_ids: frozenset[int] = frozenset()
+
+
 class _SmallChunks:
     """The rows of a frame's small chunks, a block for each metric set.
 
     PERF(frames): with a sample a chunk, arrays of each chunk's own were half of what storing it
-    cost; they are made for a frame at a time.
+    cost; they are made for a frame at a time. `take` runs once a row then, so it calls little.
     """
 
-    def __init__(self) -> None:
-        self._sets: dict[int, tuple[ChunkRows, list[Identity], list[int]]] = {}
-        self._set_id = METRIC_SETS[0].id  # of the last chunk: the next is likely of the same
+    def __init__(self, now_ns: int) -> None:
+        self._now_ns = now_ns
+        self._time_max_ns = now_ns + AHEAD_MAX_NS
+        self._sets: dict[int, _OfSet] = {}
+        self._last: _OfSet | None = None  # where the last chunk went: the next likely does, too
         self.cells = 0
 
     def take(self, identity: Identity, payload: bytes) -> Seen | None:
-        """Take a chunk's rows, if it is small and nothing about it is unusual. ChunkCorrupt."""
-        found = self._sets.get(self._set_id)
-        taken = found[0].take(payload) if found else None
-        if taken is None:
-            self._set_id = wire.read_chunk_header(payload).set_id
-            if self._set_id not in SET_BY_ID:
+        """Take a chunk's rows, if it is small and nothing about it is unusual.
+
+        ChunkCorrupt; FrameCorrupt: its times are absurd.
+        """
+        of_set = self._last
+        taken = of_set.rows.take(payload) if of_set is not None else None
+        if taken is None or of_set is None:
+            of_set = self._of_another(payload)
+            taken = of_set.rows.take(payload) if of_set is not None else None
+            if taken is None or of_set is None:
                 return None
-            if self._set_id not in self._sets:
-                self._sets[self._set_id] = (wire.chunk_rows(SET_BY_ID[self._set_id]), [], [])
-            taken = self._sets[self._set_id][0].take(payload)
-            if taken is None:
-                return None
-        _, identities, counts = self._sets[self._set_id]
         samples, first_ns, last_ns, columns = taken
-        identities.append(identity)
-        counts.append(samples)
-        self.cells += samples * len(SET_BY_ID[self._set_id].metrics)
-        return Seen(first_ns, last_ns, _ids_of(self._set_id, columns))
+        if first_ns < TIME_MIN_NS or last_ns > self._time_max_ns:
+            _check_times(first_ns, last_ns, self._now_ns)
+        if columns != of_set.columns:
+            of_set.columns = columns
+            of_set.metric_ids = _ids_of(of_set.metric_set.id, columns)
+        of_set.identities.append(identity)
+        of_set.counts.append(samples)
+        self.cells += samples * of_set.width
+        return Seen(first_ns, last_ns, of_set.metric_ids)
+
+    def _of_another(self, payload: bytes) -> _OfSet | None:
+        """Where chunks like this one go; None: its set is unknown here."""
+        metric_set = SET_BY_ID.get(wire.read_chunk_header(payload).set_id)
+        if metric_set is None:
+            return None
+        if metric_set.id not in self._sets:
+            self._sets[metric_set.id] = _OfSet(metric_set)
+        self._last = self._sets[metric_set.id]
+        return self._last
 
     def blocks(self) -> list[HotBlock]:
         """What was taken."""
         return [
-            HotBlock(SET_BY_ID[set_id], tuple(identities), tuple(counts), rows.block())
-            for set_id, (rows, identities, counts) in self._sets.items()
-            if counts
+            HotBlock(one.metric_set, tuple(one.identities), tuple(one.counts), one.rows.block())
+            for one in self._sets.values()
+            if one.counts
         ]
 
 
 def _content(message: Message, frame: wire.Frame, now_ns: int) -> Content:
-    small = _SmallChunks()
+    small = _SmallChunks(now_ns)
     hot: list[HotBlock] = []
     chunks: list[ChunkPiece] = []
     seen: dict[Identity, Seen] = {}
+    node = frame.node
     cells = 0
-    for gpu in frame.gpus:
-        identity = (gpu.uuid, frame.node)
-        for payload in gpu.chunks:
+    for uuid, payloads in frame.gpus:
+        identity = (uuid, node)
+        for payload in payloads:
             of_chunk = small.take(identity, payload)
             if of_chunk is None:
                 piece, of_chunk = _large(message.epoch, identity, payload, now_ns)
@@ -176,11 +193,10 @@ def _content(message: Message, frame: wire.Frame, now_ns: int) -> Content:
                 else:
                     hot.append(piece)
                     cells += piece.cells
-            _check_times(of_chunk.first_ns, of_chunk.last_ns, now_ns)
             if cells + small.cells > limits.FRAME_CELLS_MAX:
                 raise FrameCorrupt(f"more than {limits.FRAME_CELLS_MAX} values when decoded")
             before = seen.get(identity)
-            seen[identity] = before.joined(of_chunk) if before else of_chunk
+            seen[identity] = of_chunk if before is None else before.joined(of_chunk)
     return Content(
         message,
         frame.node,
@@ -263,20 +279,22 @@ def _with_others(
     return seen
 
 
-def sightings(contents: Sequence[Content]) -> list[Sighting]:
-    """Every GPU of the messages once, as the last inventory that names it says."""
+def sightings(
+    contents: Sequence[Content],
+) -> tuple[dict[Identity, Seen], dict[Identity, Gpu]]:
+    """Every GPU of the messages once, and the last inventory of those of which some came."""
     found: dict[Identity, Seen] = {}
     gpus: dict[Identity, Gpu] = {}
     for content in contents:
-        for identity, seen in content.seen.items():
-            before = found.get(identity)
-            found[identity] = before.joined(seen) if before else seen
+        if found.keys().isdisjoint(content.seen):
+            found.update(content.seen)
+        else:
+            for identity, seen in content.seen.items():
+                before = found.get(identity)
+                found[identity] = seen if before is None else before.joined(seen)
         for gpu in content.inventory:
             gpus[gpu.uuid, gpu.node] = gpu
-    return [
-        Sighting(gpus.get(identity) or unknown(*identity), *seen)
-        for identity, seen in found.items()
-    ]
+    return found, gpus
 
 
 def needed_partitions(contents: Sequence[Content]) -> dict[str, list[npt.NDArray[np.int64]]]:

@@ -173,8 +173,8 @@ class Ingest:
                 fresh, marks, repeated = _without_repeats(items, marks)
                 await _write_marks(session, claim, marks)
                 contents = [item for item in fresh if isinstance(item, Content)]
-                known = await self._ids.write(session, frames.sightings(contents))
-                ids = {identity: entry.gpu_id for identity, entry in known.items()}
+                gpus = await self._ids.write(session, *frames.sightings(contents))
+                ids = gpus.ids
                 done = await _write_samples(session, contents, ids, skip_present=skip_present)
                 await _write_events(session, contents, ids)
                 done.processes = await _write_processes(session, contents, ids)
@@ -183,7 +183,7 @@ class Ingest:
             # Committed: now the memory follows.
             claim.next_offset = items[-1].message.offset + 1
             claim.marks.update(marks)
-            self._ids.remember(known)
+            self._ids.remember(gpus)
         done.transactions = 1
         done.frames = len(contents)
         done.repeated_frames = repeated

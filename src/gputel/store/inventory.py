@@ -5,14 +5,11 @@ What is known changes rarely, and may be copied to many nodes; `gpu_seen` change
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gputel.clock import NS_PER_S
 from gputel.inventory import Gpu
-from gputel.limits import GPUS_PER_COLLECTOR_MAX
 from gputel.store.times import to_datetime
 
 if TYPE_CHECKING:
@@ -79,34 +76,36 @@ ON CONFLICT (gpu_id) DO UPDATE SET last_seen = greatest(excluded.last_seen, s.la
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """A GPU in a batch of frames: what is known of it, the times of its samples, the metrics
-    that it has values of."""
+class Seen(NamedTuple):
+    """What samples say of their GPU: their earliest and latest time, and which metrics it has."""
 
-    gpu: Gpu
     first_ns: int
     last_ns: int
     metric_ids: frozenset[int] = frozenset()
 
-    def joined(self, other: Sighting) -> Sighting:
-        """Both together; `other` is the later one, but only inventory knows an index."""
-        gpu = self.gpu if other.gpu.index == INDEX_UNKNOWN else other.gpu
-        return Sighting(
-            gpu,
+    def joined(self, other: Seen) -> Seen:
+        """Both together."""
+        return Seen(
             min(self.first_ns, other.first_ns),
             max(self.last_ns, other.last_ns),
             united(self.metric_ids, other.metric_ids),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class Known(NamedTuple):
     """What the tables say of a GPU, and from when on `last_seen` is to move."""
 
     gpu_id: int
-    seen: Sighting
+    gpu: Gpu
+    seen: Seen
     due_ns: int
+
+
+class Written(NamedTuple):
+    """The id of every GPU that was asked for, and what is known anew of some of them."""
+
+    ids: dict[Identity, int]
+    changed: dict[Identity, Known]
 
 
 class GpuIds:
@@ -117,58 +116,60 @@ class GpuIds:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Identity, _Known] = {}
+        self._known: dict[Identity, Known] = {}
 
     async def write(
-        self, connection: Connection, sightings: Iterable[Sighting]
-    ) -> Mapping[Identity, _Known]:
-        """Insert or update what is new; returns every GPU of `sightings` by identity."""
-        found: dict[Identity, _Known] = {}
-        due: dict[Identity, Sighting] = {}
-        moved: list[_Known] = []
-        entered: list[_Known] = []
-        for seen in sightings:
-            identity = (seen.gpu.uuid, seen.gpu.node)
+        self, connection: Connection, seen: Mapping[Identity, Seen], gpus: Mapping[Identity, Gpu]
+    ) -> Written:
+        """Insert or update what is new of the GPUs `seen`; inventory came of `gpus`."""
+        ids: dict[Identity, int] = {}
+        due: dict[Identity, tuple[Gpu, Seen]] = {}
+        moved: dict[Identity, Known] = {}
+        entered: dict[Identity, Known] = {}
+        for identity, now in seen.items():
             known = self._known.get(identity)
+            gpu = gpus.get(identity)
             if known is None:
-                due[identity] = seen
+                due[identity] = gpu or Gpu(*identity, index=INDEX_UNKNOWN), now
                 continue
-            found[identity] = known
-            together = known.seen.joined(seen)
-            # PERF(inventory): most often it is the same object; comparing its texts is dear.
-            same = together.gpu is known.seen.gpu or together.gpu == known.seen.gpu
-            same = same and together.metric_ids is known.seen.metric_ids
-            if not same or together.first_ns < known.seen.first_ns:
-                due[identity] = together
-            elif together.last_ns >= known.due_ns:
-                found[identity] = self._written(known.gpu_id, together)
-                moved.append(found[identity])
+            # PERF(inventory): once a row. Most often nothing is new, and the objects are the same.
+            gpu_id, gpu_before, before, due_ns = known
+            ids[identity] = gpu_id
+            if (
+                (gpu is not None and gpu is not gpu_before and gpu != gpu_before)
+                or now.first_ns < before.first_ns
+                or united(before.metric_ids, now.metric_ids) is not before.metric_ids
+            ):
+                due[identity] = gpu or gpu_before, before.joined(now)
+            elif now.last_ns >= due_ns:
+                moved[identity] = self._written(gpu_id, gpu or gpu_before, before.joined(now))
         for statement in (_UPDATE, _INSERT):
             if due:
                 for uuid, node, gpu_id in await connection.fetch(statement, *_parameters(due)):
-                    found[uuid, node] = self._written(gpu_id, due.pop((uuid, node)))
-                    entered.append(found[uuid, node])
+                    identity = uuid, node
+                    ids[identity] = gpu_id
+                    entered[identity] = self._written(gpu_id, *due.pop(identity))
         assert not due, "every GPU was updated or inserted"
         for statement, changed in ((_SEEN, moved), (_ENTERED, entered)):
             if changed:
                 # In one order everywhere, as _parameters.
-                changed.sort(key=lambda known: known.gpu_id)
+                ordered = sorted(changed.values(), key=lambda known: known.gpu_id)
                 await connection.execute(
                     statement,
-                    [known.gpu_id for known in changed],
-                    [to_datetime(known.seen.last_ns) for known in changed],
+                    [known.gpu_id for known in ordered],
+                    [to_datetime(known.seen.last_ns) for known in ordered],
                 )
-        return found
+        return Written(ids, moved | entered)
 
-    def _written(self, gpu_id: int, seen: Sighting) -> _Known:
+    def _written(self, gpu_id: int, gpu: Gpu, seen: Seen) -> Known:
         step_ns = len(self._known) * NS_PER_S // SEEN_PER_S
         step_ns = min(max(step_ns, SEEN_STEP_NS), SEEN_STEP_MAX_NS)
         sooner_ns = step_ns // 4 * (gpu_id // 8 % _SPREAD) // _SPREAD
-        return _Known(gpu_id, seen, seen.last_ns + step_ns - sooner_ns)
+        return Known(gpu_id, gpu, seen, seen.last_ns + step_ns - sooner_ns)
 
-    def remember(self, written: Mapping[Identity, _Known]) -> None:
+    def remember(self, written: Written) -> None:
         """Keep what a committed transaction wrote."""
-        self._known.update(written)
+        self._known.update(written.changed)
 
 
 def united(ids: frozenset[int], others: frozenset[int]) -> frozenset[int]:
@@ -176,34 +177,27 @@ def united(ids: frozenset[int], others: frozenset[int]) -> frozenset[int]:
     return ids if others is ids or others <= ids else ids | others
 
 
-# PERF(inventory): a GPU whose inventory does not come along is asked for with every frame.
-@functools.lru_cache(maxsize=GPUS_PER_COLLECTOR_MAX)
-def unknown(uuid: str, node: str) -> Gpu:
-    """A GPU of which only samples are known."""
-    return Gpu(uuid=uuid, node=node, index=INDEX_UNKNOWN)
-
-
-def _parameters(due: Mapping[Identity, Sighting]) -> list[list[object]]:
+def _parameters(due: Mapping[Identity, tuple[Gpu, Seen]]) -> list[list[object]]:
     # In one order everywhere: two sinks that write the same GPUs must not deadlock.
     ordered = [due[identity] for identity in sorted(due)]
     rows = [
         (
-            s.gpu.uuid,
-            s.gpu.node,
-            s.gpu.index,
-            s.gpu.device,
-            s.gpu.pci_bus_id,
-            s.gpu.model,
-            s.gpu.serial,
-            s.gpu.brand,
-            s.gpu.vbios_version,
-            s.gpu.driver_version,
-            s.gpu.nvml_version,
-            s.gpu.memory_total_bytes,
-            to_datetime(s.first_ns),
+            gpu.uuid,
+            gpu.node,
+            gpu.index,
+            gpu.device,
+            gpu.pci_bus_id,
+            gpu.model,
+            gpu.serial,
+            gpu.brand,
+            gpu.vbios_version,
+            gpu.driver_version,
+            gpu.nvml_version,
+            gpu.memory_total_bytes,
+            to_datetime(seen.first_ns),
             # As text: unnest would take an array of arrays apart to the last element.
-            "{" + ",".join(map(str, sorted(s.metric_ids))) + "}",
+            "{" + ",".join(map(str, sorted(seen.metric_ids))) + "}",
         )
-        for s in ordered
+        for gpu, seen in ordered
     ]
     return [list(column) for column in zip(*rows, strict=True)]

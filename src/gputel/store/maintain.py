@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -28,6 +29,7 @@ from gputel.store.settings import StoreSettings
 from gputel.store.times import DAY_NS, HOUR_NS, to_datetime, to_ns
 
 if TYPE_CHECKING:
+    from gputel.observe import Telemetry
     from gputel.store.connection import Store
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,36 @@ MERGES_A_ROUND: Final = 256
 #: How often a partition is searched for small chunks, while its day lasts and afterwards.
 MERGE_PERIOD: Final = timedelta(hours=1)
 MERGE_PERIOD_ENDED: Final = timedelta(days=1)
+
+
+#: Of each count the name of its metric and what that says.
+_METRICS: Final = {
+    "rounds": ("gputel_store_maintenance_rounds", "Rounds of maintenance"),
+    "sealed_partitions": (
+        "gputel_store_sealed_partitions",
+        "Hot partitions dropped because everything in them was sealed",
+    ),
+    "sealed_rows": ("gputel_store_sealed_rows", "Hot rows turned into chunks"),
+    "sealed_chunks": ("gputel_store_sealed_chunks", "Chunks that hot rows were turned into"),
+    "folded_parts": (
+        "gputel_store_folded_parts",
+        "Parts of hours summed up into rollup_1h",
+    ),
+    "merged_chunks": ("gputel_store_merged_chunks", "Small chunks merged into larger ones"),
+    "written_chunks": ("gputel_store_written_chunks", "Chunks that small ones were merged into"),
+    "dropped_partitions": (
+        "gputel_store_dropped_partitions",
+        "Partitions dropped by retention",
+    ),
+    "deleted_rows": (
+        "gputel_store_deleted_rows",
+        "Events and dead letters deleted by retention",
+    ),
+    "postponed": (
+        "gputel_store_postponed_steps",
+        "Steps of maintenance put off because others would have waited",
+    ),
+}
 
 
 @dataclass(slots=True)
@@ -58,6 +90,11 @@ class MaintenanceCounts:
     dropped_partitions: int = 0
     deleted_rows: int = 0
     postponed: int = 0
+
+    def describe(self, telemetry: Telemetry) -> None:
+        """Make a counter of each."""
+        for field, (name, help) in _METRICS.items():
+            telemetry.observe_counter(name, help, partial(getattr, self, field))
 
 
 class Maintainer:

@@ -134,7 +134,7 @@ def decode_frame(data: bytes) -> Frame:
         sequence=_natural("sequence", message.sequence),
         node=node,
         sealed_at_ns=message.sealed_at_ns,
-        gpus=tuple(_decode_chunks(gpu) for gpu in message.gpus),
+        gpus=tuple([_decode_chunks(gpu) for gpu in message.gpus]),
         inventory=tuple(_decode_gpu(node, gpu) for gpu in message.inventory),
         events=tuple(_decode_event(event) for event in message.events),
         traceparent=_text("traceparent", message.traceparent),
@@ -146,7 +146,6 @@ def decode_frame(data: bytes) -> Frame:
 
 
 def _text(name: str, text: str, bytes_max: int = NAME_BYTES_MAX, *, required: bool = False) -> str:
-    # PERF(frame): a uuid a GPU, and almost always this is all there is to look at.
     if text and text.isascii() and len(text) <= bytes_max and "\0" not in text:
         return text
     if len(text) > bytes_max or len(text.encode()) > bytes_max:
@@ -176,9 +175,13 @@ def _distinct(name: str, uuids: list[str]) -> None:
 
 
 def _decode_chunks(message: frame_pb2.GpuChunks) -> GpuChunks:
-    chunks = tuple(message.chunks)
-    _count("chunks of a GPU", chunks, CHUNKS_PER_GPU_MAX)
-    return GpuChunks(_text("uuid", message.uuid, required=True), chunks)
+    uuid, chunks = message.uuid, tuple(message.chunks)
+    # PERF(frame): once a row, at low rates. Almost always this is all there is to look at.
+    if len(chunks) > CHUNKS_PER_GPU_MAX:
+        _count("chunks of a GPU", chunks, CHUNKS_PER_GPU_MAX)
+    if not uuid.isascii() or not 0 < len(uuid) <= NAME_BYTES_MAX or "\0" in uuid:
+        uuid = _text("uuid", uuid, required=True)
+    return GpuChunks(uuid, chunks)
 
 
 def _decode_gpu(node: str, message: frame_pb2.GpuInfo) -> Gpu:
