@@ -16,7 +16,8 @@ says more than time does where others use the cores too.
     copy.asyncpg_samples_per_s    asyncpg's copy_records_to_table of tuples that are there already
     copy.pgcopy_samples_per_s     pgcopy's CopyManager, likewise
     copy.ingest_*_samples_per_s   the sink's whole way: frames, decoded, exactly once, by three
-                                  workers; decode_us: of it the time a chunk takes to decode
+                                  workers; decode_us: of it the time a chunk takes to decode;
+                                  ingest_one: one sample a chunk, 8 GPUs a frame
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ MS = 1_000_000
 HOT = Load(gpus=4000, rows=10, chunks=1, step_ns=100 * MS)
 CHUNKS = Load(gpus=400, rows=600, chunks=4, step_ns=100 * MS)
 SMALL_CHUNKS = Load(gpus=800, rows=60, chunks=5, step_ns=1000 * MS)
+INGEST_ONE = Load(gpus=1600, rows=1, chunks=20, step_ns=1000 * MS)
 INGEST_HOT = Load(gpus=800, rows=10, chunks=12, step_ns=100 * MS)
 TABLES = (
     "sample_hot_fast, sample_chunk, rollup_1m, rollup_1h_part, sink_offset, producer_mark, gpu "
@@ -365,8 +367,8 @@ async def main() -> None:
         await chunk_rows(database, rounds, "chunk_60", SMALL_CHUNKS)
         await against_psql(database, rounds)
         await peers(database, rounds)
-        expected = INGEST_HOT.hot_facts()
-        await ingest(database, rounds, "ingest_hot", INGEST_HOT, HOT_FACTS, expected)
+        for figure, load in (("ingest_one", INGEST_ONE), ("ingest_hot", INGEST_HOT)):
+            await ingest(database, rounds, figure, load, HOT_FACTS, load.hot_facts())
         for figure, load in (("ingest_chunk_60", SMALL_CHUNKS), ("ingest_chunk", CHUNKS)):
             await ingest(database, rounds, figure, load, CHUNK_FACTS, load.chunk_facts())
 

@@ -159,9 +159,7 @@ async def read_alone(database: Database, gpus: int) -> Reading:
                 rows = await session.fetchval(f"SELECT count(*) FROM {name}")
                 step = max(1, seal.ROWS_A_STEP // 2 * gpus // max(1, rows))
                 query = f"SELECT {names} FROM {name} WHERE gpu_id BETWEEN $1 AND $2"
-                portions += [
-                    (query, first, first + step - 1) for first in range(1, gpus + 1, step)
-                ]
+                portions += [(query, first, first + step - 1) for first in range(1, gpus + 1, step)]
     left = iter(portions)
 
     async def drop(_: bytes) -> None:

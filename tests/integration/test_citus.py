@@ -364,7 +364,9 @@ async def prepared_are_settled(cluster: CitusCluster, dbname: str) -> None:
     prepared = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
     async with asyncio.timeout(TIMEOUT_S):
         for node in cluster.workers:
-            while await ask(cluster, dbname, prepared, port=node.port):
+            while True:
+                if not await ask(cluster, dbname, prepared, port=node.port):
+                    break
                 await asyncio.sleep(RETRY_S)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +9,15 @@ import numpy as np
 import pytest
 
 from gputel import wire
-from gputel.catalog import METRIC_SETS, METRICS, SET_BY_CADENCE, Cadence, Metric
+from gputel.catalog import METRICS, SET_BY_CADENCE, Cadence, Metric
 from gputel.clock import SYSTEM_CLOCK
 from gputel.store import Store
 from gputel.store.claim import Claim, Claims
 from gputel.store.ingest import Ingest
-from gputel.store.partitions import Partitions
 from gputel.store.query import Query
-from gputel.store.seal import seal_partition
 from gputel.store.settings import StoreSettings
 from support.database import START_NS, batch_of
+from support.tiers import seal
 
 if TYPE_CHECKING:
     from support.database import Producer
@@ -35,23 +33,6 @@ async def claim(store: Store) -> AsyncGenerator[Claim]:
     assert taken is not None
     yield taken
     await held.close()
-
-
-async def seal(store: Store) -> None:
-    """Everything that is in hot rows."""
-    partitions = Partitions(store, StoreSettings())
-    for metric_set in METRIC_SETS:
-        async with store.session() as session:
-            due = await session.fetch(
-                "SELECT name, lower, upper FROM store_partition WHERE parent = $1",
-                f"sample_hot_{metric_set.name}",
-            )
-        for name, lower, upper in due:
-            async with asyncio.timeout(20):  # dropping waits for nobody for long
-                while not (
-                    await seal_partition(store, partitions, metric_set, name, lower, upper)
-                ).dropped:
-                    pass
 
 
 async def check(store: Store, producers: list[Producer], gpu_ids: list[int] | None = None) -> None:

@@ -19,12 +19,11 @@ from gputel.store import Store, schema
 from gputel.store.claim import Claim, Claims
 from gputel.store.frames import Message
 from gputel.store.ingest import Ingest
-from gputel.store.partitions import Partitions
 from gputel.store.query import GpuRow, Query
-from gputel.store.seal import seal_partition
 from gputel.store.settings import StoreSettings
 from gputel.store.times import to_datetime, to_ns
 from support.database import START_NS
+from support.tiers import seal
 
 if TYPE_CHECKING:
     from support.database import Producer
@@ -43,21 +42,6 @@ async def claim(store: Store) -> AsyncGenerator[Claim]:
     assert taken is not None
     yield taken
     await held.close()
-
-
-async def seal(store: Store) -> None:
-    """Everything that is in hot rows; the partitions are gone afterwards."""
-    partitions = Partitions(store, StoreSettings())
-    for metric_set in METRIC_SETS:
-        async with store.session() as session:
-            due = await session.fetch(
-                "SELECT name, lower, upper FROM store_partition WHERE parent = $1",
-                f"sample_hot_{metric_set.name}",
-            )
-        for bounds in due:
-            async with asyncio.timeout(20):  # a busy machine may not let go of it in time
-                while not (await seal_partition(store, partitions, metric_set, *bounds)).dropped:
-                    pass
 
 
 Points = list[tuple[int, float]]

@@ -19,7 +19,7 @@ from gputel.errors import DatabaseUnavailable
 from gputel.inventory import Event, EventKind
 from gputel.observe import Telemetry
 from gputel.store import Store, chunks, seal
-from gputel.store.maintain import MaintenanceCounts, Maintainer
+from gputel.store.maintain import Maintainer, MaintenanceCounts
 from gputel.store.rechunk import SMALL_BYTES, SMALL_SAMPLES
 from gputel.store.settings import DatabaseSettings
 from support.tiers import (

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gputel.catalog import BY_NAME, Cadence
+from gputel.catalog import BY_NAME, METRIC_SETS, Cadence
 from gputel.clock import SYSTEM_CLOCK, ManualClock
-from gputel.store import Store
+from gputel.store import Store, schema
 from gputel.store.claim import Claims
 from gputel.store.frames import Message
 from gputel.store.ingest import Ingest
 from gputel.store.maintain import Maintainer
+from gputel.store.partitions import Partitions
 from gputel.store.query import Query
+from gputel.store.seal import seal_partition
 from gputel.store.settings import StoreSettings
 
 if TYPE_CHECKING:
@@ -110,3 +113,18 @@ async def settle(maintainer: Maintainer, clock: ManualClock) -> None:
     clock.advance(2 * 86_400)
     for _ in range(3):
         await maintainer.round()
+
+
+async def seal(store: Store) -> None:
+    """Everything that is in hot rows; the partitions are gone afterwards."""
+    partitions = Partitions(store, StoreSettings())
+    for metric_set in METRIC_SETS:
+        async with store.session() as session:
+            due = await session.fetch(
+                "SELECT name, lower, upper FROM store_partition WHERE parent = $1",
+                schema.hot_table(metric_set),
+            )
+        for bounds in due:
+            async with asyncio.timeout(20):  # a busy machine may not let go of it in time
+                while not (await seal_partition(store, partitions, metric_set, *bounds)).dropped:
+                    pass

@@ -19,8 +19,11 @@ class Table:
 
     def __init__(self) -> None:
         self.moved = 0
+        self.offered: list[str] = []  # uuids of which something else is new
 
     async def fetch(self, query: str, *columns: list[str]) -> list[tuple[str, str, int]]:
+        if query.lstrip().startswith("UPDATE"):
+            self.offered += columns[0]
         if query.lstrip().startswith("UPDATE"):
             return []
         uuids, nodes, *_ = columns
@@ -61,3 +64,53 @@ async def test_many_move_more_rarely_and_not_all_at_once(gpus: int, step_s: int)
     assert sum(moved) >= gpus
     assert max(moved) < gpus
     assert sum(moved[-step_s:]) / step_s <= max(SEEN_PER_S, gpus / 10) * 4 / 3
+
+
+KEY = "GPU-0", "node-0"
+KNOWN = Seen(START_NS, START_NS, frozenset({1, 2}))
+MODEL = Gpu(uuid="GPU-0", node="node-0", index=0, model="H100")
+
+
+@pytest.mark.parametrize(
+    ("seen", "inventory", "offered", "after"),
+    [
+        (Seen(START_NS + S, START_NS + S, frozenset({2})), {}, False, None),
+        (KNOWN, {KEY: Gpu(uuid="GPU-0", node="node-0", index=0)}, False, None),
+        (KNOWN, {KEY: MODEL}, True, KNOWN),
+        (
+            Seen(START_NS - S, START_NS, frozenset()),
+            {},
+            True,
+            KNOWN._replace(first_ns=START_NS - S),
+        ),
+        (
+            Seen(START_NS, START_NS + S, frozenset({2, 3})),
+            {},
+            True,
+            Seen(START_NS, START_NS + S, frozenset({1, 2, 3})),
+        ),
+        (
+            KNOWN._replace(last_ns=START_NS + 10 * S),
+            {},
+            False,
+            KNOWN._replace(last_ns=START_NS + 10 * S),
+        ),
+    ],
+    ids=["nothing new", "same inventory", "inventory", "earlier", "a metric", "last seen"],
+)
+async def test_only_what_is_new_is_written_and_remembered(
+    seen: Seen, inventory: dict[tuple[str, str], Gpu], offered: bool, after: Seen | None
+) -> None:
+    ids, table = GpuIds(), Table()
+    connection: Any = table
+    first = await ids.write(connection, {KEY: KNOWN}, {KEY: GPUS["GPU-0"]})
+    assert first.ids == {KEY: 1}
+    ids.remember(first)
+    table.offered.clear()
+    written = await ids.write(connection, {KEY: seen}, inventory)
+    assert written.ids == {KEY: 1}
+    assert table.offered == (["GPU-0"] if offered else [])
+    assert {key: known.seen for key, known in written.changed.items()} == (
+        {KEY: after} if after else {}
+    )
+    assert all(known.gpu == inventory.get(KEY, GPUS["GPU-0"]) for known in written.changed.values())

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gputel import limits, wire
 from gputel.batch import Batch
-from gputel.catalog import METRIC_SETS, SET_BY_ID, MetricSet
+from gputel.catalog import SET_BY_ID, MetricSet
 from gputel.errors import ChunkCorrupt, FrameCorrupt
 from gputel.inventory import Event, Gpu, ProcessSample
 from gputel.kernels import ChunkRows, RowBlock
