@@ -37,7 +37,7 @@ class Scripted:
 
     name = "scripted"
     description = ""
-    identity = None
+    identity: str | None = None
 
     def __init__(
         self,

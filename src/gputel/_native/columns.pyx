@@ -18,13 +18,11 @@ cimport numpy as cnp
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from gputel._native.ring cimport Ring, RowHeader
-
-import numpy as np
 
 from gputel import limits
 from gputel.rows import Sealed, check_storages
