@@ -27,7 +27,7 @@ from gputel.errors import BrokerUnavailable, InputError
 
 log = logging.getLogger(__name__)
 
-READ_BYTES_MAX: Final = 4 * limits.BATCH_BYTES_MAX
+READ_BYTES_MAX: Final = 2 * limits.BATCH_BYTES_MAX
 _DELIVERY_BYTES: Final = 64  # what a delivery's fields take beside its names and payload
 
 

@@ -1,6 +1,7 @@
 """One thin main per service, and what runs them all on one machine.
 
 process.py       what every service process does: config, logs, status port, ready, stop
+heap.py          what the allocator keeps, where messages of half a MiB pass
 broker.py sink.py streamer.py api.py collector.py
                  wiring of one stage
 announcement.py  what a child tells its supervisor

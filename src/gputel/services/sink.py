@@ -9,6 +9,7 @@ from typing import Final
 from gputel import broker, store
 from gputel.broker import BrokerClient
 from gputel.errors import GputelError
+from gputel.services import heap
 from gputel.services.process import Process
 from gputel.sink import Sink
 from gputel.store.settings import SINK_GROUP, DatabaseSettings
@@ -22,6 +23,7 @@ DRAIN_POLLS: Final = round(DRAIN_DEADLINE_S / DRAIN_POLL_S) + 1
 
 async def serve(process: Process) -> None:
     """Bring the schema up to date, then store frames until told to stop."""
+    heap.keep_freed()
     config = process.config
     async with process.status_port(config.sink.listen) as status:
         database = await store.connect(config.database or DatabaseSettings())

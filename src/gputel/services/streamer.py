@@ -5,6 +5,7 @@ from __future__ import annotations
 from gputel import broker
 from gputel.config import parse_address
 from gputel.observe import HttpServer, bind
+from gputel.services import heap
 from gputel.services.process import Process
 from gputel.stream.app import create_app, server_options
 from gputel.stream.hub import Hub
@@ -12,6 +13,7 @@ from gputel.stream.hub import Hub
 
 async def serve(process: Process) -> None:
     """Serve `/ws` until told to stop."""
+    heap.keep_freed()
     config = process.config
     address = parse_address(config.stream.listen)
     sock = bind("stream", address.host, address.port)
