@@ -1,6 +1,6 @@
 """The only door to the kernels.
 
-    ring, columns, codec, chunk_rows, minutes, pgcopy, pgcopy_rows, nvml
+    ring, columns, codec, batches, chunk_rows, minutes, pgcopy, pgcopy_rows, nvml
         native (gputel._native), or the readable twins (gputel._reference) where
         GPUTEL_KERNELS=reference asks for them
 
@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gputel._reference.batches import DeliveryFields, MessageFields
 from gputel._reference.pgcopy import FieldType
 from gputel.chunks import ChunkHeader, DecodedChunk, RowBlock
 from gputel.plan import Plan
@@ -22,6 +23,12 @@ from gputel.rows import MinuteStatistics, Sealed, WhenFull, row_dtype
 NATIVE = os.environ.get("GPUTEL_KERNELS") != "reference"
 
 if TYPE_CHECKING:
+    from gputel._native.batches import (
+        decode_deliveries,
+        decode_messages,
+        encode_deliveries,
+        encode_messages,
+    )
     from gputel._native.chunk_rows import ChunkRows
     from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._native.columns import Columns
@@ -32,6 +39,12 @@ if TYPE_CHECKING:
     from gputel._native.ring import Ring
 elif NATIVE:
     try:
+        from gputel._native.batches import (
+            decode_deliveries,
+            decode_messages,
+            encode_deliveries,
+            encode_messages,
+        )
         from gputel._native.chunk_rows import ChunkRows
         from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
         from gputel._native.columns import Columns
@@ -47,6 +60,12 @@ elif NATIVE:
             "GPUTEL_KERNELS=reference to run on the slow readable ones"
         ) from error
 else:
+    from gputel._reference.batches import (
+        decode_deliveries,
+        decode_messages,
+        encode_deliveries,
+        encode_messages,
+    )
     from gputel._reference.chunk_rows import ChunkRows
     from gputel._reference.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._reference.columns import Columns
@@ -73,7 +92,9 @@ __all__ = [
     "CopyRows",
     "CopyStream",
     "DecodedChunk",
+    "DeliveryFields",
     "FieldType",
+    "MessageFields",
     "MinuteStatistics",
     "Ring",
     "RowBlock",
@@ -81,7 +102,11 @@ __all__ = [
     "Sweeper",
     "WhenFull",
     "decode_chunk",
+    "decode_deliveries",
+    "decode_messages",
     "encode_chunk",
+    "encode_deliveries",
+    "encode_messages",
     "minute_statistics",
     "nvml_sweeper",
     "read_chunk_header",

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from gputel.broker import transport
 from gputel.broker.consume_stream import ConsumeStream
 from gputel.broker.engine import Chunk, PartitionLog, Record
 from gputel.broker.groups import Group, Member
@@ -57,7 +58,8 @@ class Context:
     async def read(self) -> mq.ConsumeRequest:
         return await self.requests.get()
 
-    async def write(self, response: mq.ConsumeResponse) -> None:
+    async def write(self, sent: mq.ConsumeResponse | bytes) -> None:
+        response = mq.ConsumeResponse.FromString(transport.write_consumed(sent))
         self.taken += [(of.partition, of.offset) for of in response.batch.deliveries]
         if response.HasField("assignment"):
             held = frozenset(response.assignment.partitions)

@@ -88,8 +88,7 @@ class Context:
         self.responses.put_nowait(response)
 
     def send(self, *sequences: int) -> None:
-        messages = [mq.Message(sequence=sequence, key="k") for sequence in sequences]
-        self.requests.put_nowait(mq.PublishRequest(batch=mq.MessageBatch(messages=messages)))
+        self.requests.put_nowait([(sequence, "k", b"") for sequence in sequences])
 
 
 async def begun() -> tuple[Topic, Context, asyncio.Task[None]]:

@@ -16,7 +16,7 @@ from typing import Final
 
 import grpc.aio
 
-from gputel import limits
+from gputel import kernels, limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.cursor import Cursor
 from gputel.broker.engine import PartitionLog, Record
@@ -217,23 +217,14 @@ class ConsumeStream:
         for record, _ in taken:
             self.member.credit_messages -= 1
             self.member.credit_bytes -= len(record.payload)
-        batch = mq.DeliveryBatch()
+        batch: list[tuple[Record, int]] = []
         size_bytes = 0
         for record, attempt in taken:
             needed = _DELIVERY_BYTES + len(record.producer) * 4 + len(record.payload)
             if size_bytes and size_bytes + needed > limits.BATCH_BYTES_MAX:
-                await self._context.write(mq.ConsumeResponse(batch=batch))
-                batch, size_bytes = mq.DeliveryBatch(), 0
+                await self._context.write(kernels.encode_deliveries(partition, batch))
+                batch, size_bytes = [], 0
             size_bytes += needed
-            batch.deliveries.add(
-                partition=partition,
-                offset=record.offset,
-                stored_at_ns=record.stored_at_ns,
-                attempt=attempt,
-                producer=record.producer,
-                epoch=record.epoch,
-                sequence=record.sequence,
-                payload=record.payload,
-            )
-        if batch.deliveries:
-            await self._context.write(mq.ConsumeResponse(batch=batch))
+            batch.append((record, attempt))
+        if batch:
+            await self._context.write(kernels.encode_deliveries(partition, batch))

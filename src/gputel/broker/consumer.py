@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import Enum
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -24,6 +24,7 @@ from gputel.broker.background import first_of
 from gputel.broker.rotation import Rotation
 from gputel.clock import Clock
 from gputel.errors import GputelError
+from gputel.kernels import DeliveryFields
 
 log = logging.getLogger(__name__)
 
@@ -281,15 +282,14 @@ class Consumer:
             response = await transport.next_response(call)
             if response is None:
                 return
-            kind = response.WhichOneof("response")
-            if kind == "batch":
-                self._receive(response.batch)
-            elif kind == "assignment":
+            if isinstance(response, list):
+                self._receive(response)
+            elif response.WhichOneof("response") == "assignment":
                 assigned = frozenset(response.assignment.partitions)
                 await self._assign(assigned, response.assignment.generation)
 
-    def _receive(self, batch: mq.DeliveryBatch) -> None:
-        for d in batch.deliveries:
+    def _receive(self, batch: Iterable[DeliveryFields]) -> None:
+        for d in map(Delivery._make, batch):
             if d.partition not in self._assignment:
                 self._give_credit(1, len(d.payload))
                 continue
@@ -298,18 +298,7 @@ class Consumer:
             self._held_bytes += len(d.payload)
             if self._observer:
                 self._resume_at[d.partition] = d.offset + 1
-            self._queue.append(
-                Delivery(
-                    d.partition,
-                    d.offset,
-                    d.stored_at_ns,
-                    d.attempt,
-                    d.producer,
-                    d.epoch,
-                    d.sequence,
-                    d.payload,
-                )
-            )
+            self._queue.append(d)
         self._arrived.set()
         if self._credit_is_due():
             self._wake_writer.set()

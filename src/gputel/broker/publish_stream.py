@@ -21,6 +21,7 @@ from gputel.broker import names
 from gputel.broker.engine import Engine, Message, PartitionFailed, PartitionLog, TopicLog
 from gputel.broker.statuses import Context
 from gputel.errors import BrokerUnavailable, FrameTooLarge, InputError, ProducerFenced
+from gputel.kernels import MessageFields
 
 
 class PublishStream:
@@ -53,7 +54,7 @@ class PublishStream:
         first = await self._context.read()
         if first is grpc.aio.EOF:
             return
-        if first.WhichOneof("request") != "open":
+        if isinstance(first, list) or first.WhichOneof("request") != "open":
             raise InputError("the first request of a Publish stream must be `open`")
         names.check_topic(first.open.topic)
         names.check_producer(first.open.producer)
@@ -90,27 +91,26 @@ class PublishStream:
             request = await self._context.read()
             if request is grpc.aio.EOF:
                 return
-            if request.WhichOneof("request") != "batch":
+            if not isinstance(request, list):
                 raise InputError("after `open` a Publish stream carries batches only")
             self._check_fence()
             await self._engine.room()
             while len(self._unacked) >= limits.UNACKED_RUNS_MAX:
                 self._acked.clear()
                 await self._acked.wait()
-            self._accept(topic, opened, request.batch.messages)
+            self._accept(topic, opened, request)
             self._throttle_ms = self._engine.throttle_ms()
             if self._throttle_ms or self._ack_is_due():
                 self._wake.set()
 
     def _accept(
-        self, topic: TopicLog, opened: mq.PublishOpen, messages: Iterable[mq.Message]
+        self, topic: TopicLog, opened: mq.PublishOpen, messages: Iterable[MessageFields]
     ) -> None:
         """Hand on each run of messages for one partition; what is refused ends its run."""
         run: list[Message] = []
         of: PartitionLog | None = None
         try:
-            for message in messages:
-                sequence, payload = message.sequence, message.payload
+            for sequence, text, payload in messages:
                 if sequence <= self._last_sequence:
                     raise InputError(
                         f"sequence {sequence} behind {self._last_sequence}: "
@@ -118,7 +118,7 @@ class PublishStream:
                     )
                 if len(payload) > limits.FRAME_BYTES_MAX:
                     raise FrameTooLarge(len(payload), limits.FRAME_BYTES_MAX)
-                key, log = self._find(topic, message.key)
+                key, log = self._find(topic, text)
                 if log is not of and of is not None:
                     taken, run = run, []
                     self._extend(of, opened, taken)

@@ -18,7 +18,7 @@ from typing import Final
 import grpc.aio
 import msgspec
 
-from gputel import limits
+from gputel import kernels, limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
 from gputel.broker.background import first_of
@@ -210,9 +210,8 @@ class Publisher:
                 continue
             await call.write(self._take_batch())
 
-    def _take_batch(self) -> mq.PublishRequest:
-        request = mq.PublishRequest()
-        add = request.batch.messages.add
+    def _take_batch(self) -> bytes:
+        batch: list[_Message] = []
         size_bytes = 0
         while self._unsent:
             message = self._unsent[0]
@@ -221,9 +220,9 @@ class Publisher:
             self._unsent.popleft()
             self._in_flight.append(message)
             size_bytes += len(message.payload) + len(message.key) + 16
-            add(sequence=message.sequence, key=message.key, payload=message.payload)
+            batch.append(message)
             self._in_flight_bytes += len(message.payload)
-        return request
+        return kernels.encode_messages(batch)
 
     def _acknowledge(self, sequence: int) -> None:
         self.last_acked_sequence = max(self.last_acked_sequence, sequence)

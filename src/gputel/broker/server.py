@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
-from gputel.broker import names, statuses
+from gputel.broker import names, statuses, transport
 from gputel.broker.admin import Admin
 from gputel.broker.background import Background, first_of
 from gputel.broker.consume_stream import ConsumeStream
@@ -156,13 +156,13 @@ class BrokerServer:
         return {
             "Publish": grpc.stream_stream_rpc_method_handler(
                 self._publish,
-                request_deserializer=mq.PublishRequest.FromString,
+                request_deserializer=transport.read_published,
                 response_serializer=mq.PublishResponse.SerializeToString,
             ),
             "Consume": grpc.stream_stream_rpc_method_handler(
                 self._consume,
                 request_deserializer=mq.ConsumeRequest.FromString,
-                response_serializer=mq.ConsumeResponse.SerializeToString,
+                response_serializer=transport.write_consumed,
             ),
             **self._admin.handlers(),
         }

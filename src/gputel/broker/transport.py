@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar, cast
 import grpc
 import grpc.aio
 
-from gputel import limits
+from gputel import kernels, limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.errors import GputelError, InputError, NotFound, ProducerFenced
 
@@ -48,10 +48,49 @@ _FATAL: Final = frozenset(
     }
 )
 
-_Response = TypeVar("_Response", mq.PublishResponse, mq.ConsumeResponse)
+# Batches pass without an object of protobuf's for each message: as bytes that a kernel wrote
+# where they are sent, as a list where they arrive.
+Publishing = mq.PublishRequest | bytes
+Published = mq.PublishRequest | list[kernels.MessageFields]
+Consuming = mq.ConsumeResponse | bytes
+Consumed = mq.ConsumeResponse | list[kernels.DeliveryFields]
 
-PublishCall = grpc.aio.StreamStreamCall[mq.PublishRequest, mq.PublishResponse]
-ConsumeCall = grpc.aio.StreamStreamCall[mq.ConsumeRequest, mq.ConsumeResponse]
+_Response = TypeVar("_Response")
+
+PublishCall = grpc.aio.StreamStreamCall[Publishing, mq.PublishResponse]
+ConsumeCall = grpc.aio.StreamStreamCall[mq.ConsumeRequest, Consumed]
+
+
+def write_published(request: Publishing) -> bytes:
+    """A request of a Publish stream as bytes."""
+    return request if isinstance(request, bytes) else request.SerializeToString()
+
+
+def read_published(data: bytes) -> Published:
+    """A request of a Publish stream; DecodeError (protobuf's) for what is none."""
+    batch = kernels.decode_messages(data)
+    if batch is not None:
+        return batch
+    request = mq.PublishRequest.FromString(data)
+    if request.WhichOneof("request") != "batch":
+        return request
+    return [(m.sequence, m.key, m.payload) for m in request.batch.messages]
+
+
+def write_consumed(response: Consuming) -> bytes:
+    """A response of a Consume stream as bytes."""
+    return response if isinstance(response, bytes) else response.SerializeToString()
+
+
+def read_consumed(data: bytes) -> Consumed:
+    """A response of a Consume stream; DecodeError (protobuf's) for what is none."""
+    batch = kernels.decode_deliveries(data)
+    if batch is not None:
+        return batch
+    response = mq.ConsumeResponse.FromString(data)
+    if response.WhichOneof("response") != "batch":
+        return response
+    return [_fields(delivery) for delivery in response.batch.deliveries]
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
@@ -63,7 +102,7 @@ def publish_call(channel: grpc.aio.Channel) -> PublishCall:
     """A new Publish stream."""
     method: Callable[[], Any] = channel.stream_stream(
         f"/{SERVICE}/Publish",
-        request_serializer=mq.PublishRequest.SerializeToString,
+        request_serializer=write_published,
         response_deserializer=mq.PublishResponse.FromString,
     )
     call: PublishCall = method()
@@ -75,10 +114,23 @@ def consume_call(channel: grpc.aio.Channel) -> ConsumeCall:
     method: Callable[[], Any] = channel.stream_stream(
         f"/{SERVICE}/Consume",
         request_serializer=mq.ConsumeRequest.SerializeToString,
-        response_deserializer=mq.ConsumeResponse.FromString,
+        response_deserializer=read_consumed,
     )
     call: ConsumeCall = method()
     return call
+
+
+def _fields(d: mq.Delivery) -> kernels.DeliveryFields:
+    return (
+        d.partition,
+        d.offset,
+        d.stored_at_ns,
+        d.attempt,
+        d.producer,
+        d.epoch,
+        d.sequence,
+        d.payload,
+    )
 
 
 async def next_response(call: grpc.aio.StreamStreamCall[Any, _Response]) -> _Response | None:
