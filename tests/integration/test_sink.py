@@ -77,7 +77,7 @@ class Running:
         self.telemetry.close()
 
 
-async def stored(store: Store, frames: int, timeout_s: float = DEADLINE_S) -> None:
+async def stored(store: Store, frames: int) -> None:
     """Wait until so many messages are behind the offsets."""
 
     async def reached() -> bool:
@@ -85,7 +85,7 @@ async def stored(store: Store, frames: int, timeout_s: float = DEADLINE_S) -> No
             total = await session.fetchval("SELECT coalesce(sum(next_offset), 0) FROM sink_offset")
         return bool(total >= frames)
 
-    await until(reached, timeout_s)
+    await until(reached)
 
 
 async def test_everything_is_stored_then_acknowledged(
@@ -153,7 +153,7 @@ async def test_a_second_sink_takes_over(
     await first.break_off()
     for producer in producers:
         await publish(client, producer, 4, 4)
-    await stored(store, 40, timeout_s=5)
+    await stored(store, 40)
     await second.end()
     await other_store.close()
     await check(store, producers)
