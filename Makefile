@@ -28,14 +28,15 @@ $(VENV)/.run: $(BIN)/python pyproject.toml setup.py constraints.txt $(NATIVE)
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
-# setuptools-scm builds gpustat, which the registry has as source only.
+# By name: what is there stays, so that the kernels are not built again. setuptools-scm builds
+# gpustat, which the registry has as source only.
 $(VENV)/.test: $(VENV)/.run
 	@$(PIP) setuptools-scm
-	@$(PIP) --no-build-isolation -e '.[test]'
+	@$(PIP) --no-build-isolation 'gputel[test]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test
-	@$(PIP) --no-build-isolation -e '.[lint]'
+	@$(PIP) --no-build-isolation 'gputel[lint]'
 	@touch $@
 
 setup: $(VENV)/.lint ## make .venv with gputel, its kernels and all tools

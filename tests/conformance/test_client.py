@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
@@ -15,17 +13,9 @@ from gputel import broker, limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import Consumer, Delivery, StartAt, groups
 from gputel.errors import FrameTooLarge, InputError, ProducerFenced
+from support.brokers import connected
 
 DEADLINE_S = 20
-
-
-@asynccontextmanager
-async def connected(address: str) -> AsyncIterator[broker.BrokerClient]:
-    client = await broker.connect(address)
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 async def publish(client, first: int, last: int, producer="p", epoch=1, topic="t", keys=1) -> None:

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from gputel import broker as broker_package
 from gputel import store as store_package
-from gputel.broker import BrokerClient, BrokerSettings
-from gputel.broker.engines import make_engine
-from gputel.broker.server import BrokerServer
+from gputel.broker import BrokerClient
 from gputel.collector.settings import CollectorSettings
 from gputel.observe import Health, Telemetry
 from gputel.sink import Sink
 from gputel.store import Store
 from gputel.store.settings import DatabaseSettings, StoreSettings
+from support.brokers import connected, serving
 from support.sinking import DEADLINE_S, TOPIC, check, publish, until
 
 if TYPE_CHECKING:
@@ -29,16 +27,11 @@ if TYPE_CHECKING:
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncGenerator[BrokerClient]:
     """A client of a broker of this test's own, with two partitions."""
-    telemetry = Telemetry("broker")
-    settings = BrokerSettings(listen="127.0.0.1:0", partitions=2, disk_reserve_bytes=0)
-    engine = make_engine(settings, tmp_path / "broker")
-    server = BrokerServer(settings, engine, telemetry, Health("broker"))
-    await server.start()
-    client = await broker_package.connect(server.address)
-    yield client
-    await client.close()
-    await server.stop()
-    telemetry.close()
+    async with (
+        serving(tmp_path / "broker", partitions=2) as server,
+        connected(server.address) as client,
+    ):
+        yield client
 
 
 @pytest.fixture
@@ -77,7 +70,7 @@ class Running:
         self.telemetry.close()
 
 
-async def stored(store: Store, frames: int, timeout_s: float = DEADLINE_S) -> None:
+async def stored(store: Store, frames: int) -> None:
     """Wait until so many messages are behind the offsets."""
 
     async def reached() -> bool:
@@ -85,7 +78,7 @@ async def stored(store: Store, frames: int, timeout_s: float = DEADLINE_S) -> No
             total = await session.fetchval("SELECT coalesce(sum(next_offset), 0) FROM sink_offset")
         return bool(total >= frames)
 
-    await until(reached, timeout_s)
+    await until(reached)
 
 
 async def test_everything_is_stored_then_acknowledged(
@@ -153,7 +146,7 @@ async def test_a_second_sink_takes_over(
     await first.break_off()
     for producer in producers:
         await publish(client, producer, 4, 4)
-    await stored(store, 40, timeout_s=5)
+    await stored(store, 40)
     await second.end()
     await other_store.close()
     await check(store, producers)

@@ -208,6 +208,28 @@ async def test_how_a_gpu_is_named(
             assert await by_sql(store, uuid, POWER, START_NS, END_NS) == expected
 
 
+async def test_node_and_index_name_the_gpu_and_not_its_mig_instances(
+    store: Store, claim: Claim, producer: Producer
+) -> None:
+    ingest = Ingest(store, StoreSettings())
+    times = np.arange(START_NS, START_NS + 8 * S, S)
+    await ingest.commit(claim, [producer.publish(times.tolist())])
+    frame = producer.frame((times + 60 * S).tolist(), inventory=False)
+    # Seen later than its GPU, whose index it has.
+    chunks = (wire.GpuChunks("MIG-1", frame.gpus[0].chunks),)
+    instance = Gpu("MIG-1", producer.node, 0, model=f"{producer.gpu(0).model} MIG 3g.40gb")
+    name = f"collector:{producer.node}"
+    alone = wire.Frame(name, 1, 2, producer.node, START_NS, chunks, (instance,))
+    await ingest.commit(claim, [producer.message(alone)])
+    rows = {row.gpu.uuid: row for row in await Query(store).gpus()}
+    assert rows["MIG-1"].last_seen_ns > rows[producer.gpu(0).uuid].last_seen_ns
+    for named, uuid in ((f"{producer.node}/0", producer.gpu(0).uuid), ("MIG-1", "MIG-1")):
+        expected = await by_api(store, rows[uuid], POWER, START_NS, END_NS)
+        assert expected
+        assert await by_sql(store, named, POWER, START_NS, END_NS) == expected
+    assert [(node.node, node.gpus) for node in await Query(store).nodes()] == [(producer.node, 2)]
+
+
 def moved_frame(producer: Producer, node: str, time_ns: int) -> wire.Frame:
     """A frame of the producer's first GPU, but sent by another node."""
     frame = producer.frame([time_ns], inventory=False)

@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
-from conformance.test_client import connected, publish, take
-from gputel.broker import BrokerSettings, StartAt
-from gputel.broker.engines import make_engine
-from gputel.broker.server import BrokerServer
+from conformance.test_client import publish, take
+from gputel.broker import StartAt
 from gputel.errors import InputError, PortInUse
-from gputel.observe import Health, Telemetry
-
-
-@asynccontextmanager
-async def serving(
-    data_dir: Path, listen: str = "127.0.0.1:0", **settings
-) -> AsyncIterator[BrokerServer]:
-    telemetry = Telemetry("broker")
-    fields = {"partitions": 4, "disk_reserve_bytes": 0} | settings
-    options = BrokerSettings(listen=listen, **fields)
-    server = BrokerServer(options, make_engine(options, data_dir), telemetry, Health("broker"))
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
-        telemetry.close()
+from support.brokers import connected, serving
 
 
 async def test_saved_positions_of_a_log_that_is_gone_skip_nothing(tmp_path):
@@ -49,7 +28,7 @@ async def test_saved_positions_of_a_log_that_is_gone_skip_nothing(tmp_path):
 async def test_a_port_in_use_and_a_directory_in_use_are_named(tmp_path):
     async with serving(tmp_path) as server:
         with pytest.raises(PortInUse, match="broker"):
-            async with serving(tmp_path / "other", server.address):
+            async with serving(tmp_path / "other", listen=server.address):
                 pass
         with pytest.raises(InputError, match="in use by another broker"):
             async with serving(tmp_path):

@@ -2,34 +2,17 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gputel import broker
-from gputel.broker import BrokerSettings, StartAt, transport
-from gputel.broker.engines import make_engine
-from gputel.broker.server import BrokerServer
+from gputel.broker import StartAt, transport
 from gputel.errors import BrokerUnavailable
-from gputel.observe import Health, Telemetry
+from support.brokers import serving
 
 DEADLINE_S = 20.0
-
-
-@asynccontextmanager
-async def serving(data_dir: Path) -> AsyncIterator[str]:
-    telemetry = Telemetry("broker")
-    settings = BrokerSettings(listen="127.0.0.1:0", partitions=1, disk_reserve_bytes=0)
-    server = BrokerServer(settings, make_engine(settings, data_dir), telemetry, Health("broker"))
-    await server.start()
-    try:
-        yield server.address
-    finally:
-        await server.stop()
-        telemetry.close()
 
 
 class Recorded:
@@ -60,8 +43,8 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_credit_is_not_sent_for_each_delivery(
     tmp_path: Path, requests: list[str], group: str
 ) -> None:
-    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as address:
-        client = await broker.connect(address)
+    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as server:
+        client = await broker.connect(server.address)
         publisher = await client.publisher("t", "p", 1)
         async with client.consumer("t", group=group, start_at=StartAt.EARLIEST) as consumer:
             for sequence in range(1, 101):
@@ -81,8 +64,8 @@ async def test_whatever_is_held_the_rest_of_the_window_is_delivered(
     tmp_path: Path, window: int
 ) -> None:
     """A consumer that keeps all but one message of its window never waits for the last one."""
-    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as address:
-        client = await broker.connect(address)
+    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as server:
+        client = await broker.connect(server.address)
         publisher = await client.publisher("t", "p", 1)
         for sequence in range(1, 4 * window + 1):
             await publisher.publish(sequence, "k", b"12345")
@@ -104,8 +87,8 @@ async def test_whatever_is_held_the_rest_of_the_window_is_delivered(
 async def test_a_client_that_closes_ends_what_it_has_made(tmp_path: Path) -> None:
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
-    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as address:
-        client = await broker.connect(address)
+    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as server:
+        client = await broker.connect(server.address)
         publisher = await client.publisher("t", "p", 1, pending_bytes=1)
         async with client.consumer("t", start_at=StartAt.EARLIEST) as consumer:
             await publisher.publish(1, "k", b"x")
@@ -141,8 +124,8 @@ async def test_a_publisher_nobody_closes_says_nothing_when_its_client_goes(tmp_p
     """It went on connecting over the closed channel: a traceback at the end of the process."""
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
-    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as address:
-        client = await broker.connect(address)
+    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as server:
+        client = await broker.connect(server.address)
         publisher = await client.publisher("t", "p", 1)
         await publisher.publish(1, "k", b"x")
         task = publisher._task

@@ -12,7 +12,7 @@ import pytest
 
 from gputel.broker.background import Background
 from gputel.broker.engine import Message, Record
-from gputel.broker.engine.jetstream import block, writer
+from gputel.broker.engine.jetstream import block, reader, writer
 from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.chart import Chart
 from gputel.broker.engine.jetstream.cluster import Stored
@@ -288,6 +288,91 @@ async def test_what_can_not_be_read_now_is_not_passed_by() -> None:
         stream.messages = []
     async with opened(fake, bucket) as partition:
         assert partition.first_offset == partition.next_offset >= 3
+
+
+@pytest.mark.parametrize("saves", ["before", "behind", "never"])
+async def test_a_strangers_message_at_the_end_gives_no_offset_a_second_time(saves: str) -> None:
+    fake, bucket = cluster(), FakeBucket()
+    async with opened(fake, bucket, "a") as a:
+        for n in (1, 2, 3):
+            await durable(a, a.append("p", 1, n, b"k", b"x"))
+        if saves == "before":
+            await a.save_marks()
+        fake.streams[STREAM].force({}, b"a stranger's")
+        await a.catch_up()
+        assert a.next_offset == 4
+        if saves == "behind":
+            await a.save_marks()
+        # Both know the same of it: a reader that changes brokers misses nothing.
+        async with opened(fake, bucket, "b") as b:
+            assert (b.tip, b.next_offset) == (a.tip, a.next_offset)
+            await durable(b, b.append("p", 1, 4, b"k", b"x"))
+            for of in (a, b):
+                assert [r.offset for r in await read_all(of)] == [0, 1, 2, 4]
+
+
+async def test_a_block_out_of_place_at_the_end_hides_nothing() -> None:
+    fake, bucket = cluster(), FakeBucket()
+    async with opened(fake, bucket) as partition:
+        for n in (1, 2):
+            await durable(partition, partition.append("p", 1, n, b"k", b"x"))
+        kept = fake.streams[STREAM]
+        kept.force(dict(kept.messages[-1].headers), kept.messages[-1].data)
+        await partition.catch_up()
+        await partition.save_marks()
+    async with opened(fake, bucket) as partition:
+        assert (partition.tip, partition.next_offset) == (3, 2)
+        assert [record.sequence for record in await read_all(partition, step=1)] == [1, 2]
+
+
+async def test_a_stranger_behind_a_purge_by_hand_gives_no_offset_a_second_time() -> None:
+    fake, bucket = cluster(), FakeBucket()
+    stream = fake.streams[STREAM]
+    async with opened(fake, bucket, "a") as a:
+        await durable(a, a.extend("p", 1, [message(n) for n in range(1, 6)]))
+        await a.save_marks()
+        await durable(a, a.append("p", 1, 6, b"k", b"x"))
+        stream.messages = []
+        stream.force({}, b"a stranger's")
+        # One that starts, and one that runs and had not seen the last block before it went.
+        async with opened(fake, bucket, "b") as b:
+            assert b.next_offset > 6
+        stream.store(
+            {block.HEAD: Head("c-1", 3, 7, 1, 1, [("p", 1, 7)]).encode()},
+            block.encode([("p", 1, [message(7)])]),
+        )
+        stream.messages = []
+        stream.force({}, b"a stranger's")
+        await a.catch_up()
+        assert a.next_offset > 8
+        await durable(a, a.append("p", 1, 8, b"k", b"8"))
+        assert [record.sequence for record in await read_all(a)] == [8]
+
+
+@pytest.mark.parametrize("ends", ["ours", "theirs"])
+async def test_strangers_messages_are_passed_by_however_many(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "READ_BLOCKS", 4)
+    fake, bucket = cluster(), FakeBucket()
+    async with opened(fake, bucket) as partition:
+        await durable(partition, partition.append("p", 1, 1, b"k", b"x"))
+        for _ in range(10):
+            fake.streams[STREAM].force({}, b"a stranger's")
+        await partition.catch_up()
+        expected = [1]
+        if ends == "ours":
+            await durable(partition, partition.append("p", 1, 2, b"k", b"x"))
+            expected = [1, 2]
+        assert [record.sequence for record in await read_all(partition)] == expected
+        assert await partition.offset_at(partition.newest_ns + 1) == partition.next_offset
+    async with opened(fake, bucket) as partition:
+        assert [record.sequence for record in await read_all(partition)] == expected
+        # What was kept of ours is gone, and nothing else is left to read.
+        fake.streams[STREAM].messages = fake.streams[STREAM].messages[1:11]
+        if ends == "theirs":
+            async with opened(fake, FakeBucket()) as anew:
+                assert await read_all(anew) == []
 
 
 async def publish(

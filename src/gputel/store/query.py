@@ -116,11 +116,11 @@ class Query:
         return _gpu_row(row)
 
     async def nodes(self) -> list[NodeRow]:
-        """Every node, by name."""
+        """Every node, by name. MIG instances are parts of GPUs that count already."""
         async with self._store.session() as session:
             found = await session.fetch(
-                "SELECT node, count(*), max(last_seen) FROM gpu_seen JOIN gpu USING (gpu_id) "
-                "GROUP BY node ORDER BY node"
+                "SELECT node, count(*) FILTER (WHERE uuid NOT LIKE 'MIG-%'), max(last_seen) "
+                "FROM gpu_seen JOIN gpu USING (gpu_id) GROUP BY node ORDER BY node"
             )
         return [NodeRow(name, gpus, to_ns(seen)) for name, gpus, seen in found]
 

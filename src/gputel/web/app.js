@@ -88,6 +88,11 @@ function ago(seconds) {
 // A GPU that moved to another node is another row, as in the database.
 const keyOf = (info) => JSON.stringify([info.node, info.uuid]);
 
+// A MIG instance has the node and index of its GPU, and a part of its memory.
+const isPart = (gpu) => gpu.uuid.startsWith("MIG-");
+const wholeGpus = () => [...gpus.values()].filter((gpu) => !isPart(gpu));
+const nameOf = (gpu) => `GPU ${gpu.index}${isPart(gpu) ? ` ${gpu.model.match(/MIG .*$/)?.[0] ?? "MIG"}` : ""}`;
+
 function know(info) {
   let gpu = gpus.get(keyOf(info));
   if (!gpu) {
@@ -259,7 +264,7 @@ function paint() {
       gpu.cell.dataset.busy = busy > 75 ? "high" : "low";
       gpu.cell.textContent = busy === undefined ? "–" : Math.round(busy);
       gpu.cell.classList.toggle("stale", stale);
-      gpu.cell.setAttribute("aria-label", `${gpu.node} GPU ${gpu.index}: ${busy === undefined ? "no value" : `${Math.round(busy)} %`}${stale ? ", not live" : ""}`);
+      gpu.cell.setAttribute("aria-label", `${gpu.node} ${nameOf(gpu)}: ${busy === undefined ? "no value" : `${Math.round(busy)} %`}${stale ? ", not live" : ""}`);
     }
     if (gpu.shown) paintRow(gpu, age, stale);
     gpu.changed = false;
@@ -285,15 +290,16 @@ function paintRow(gpu, age, stale) {
 }
 
 function paintTotals() {
-  const known = (metric) => [...gpus.values()].map((g) => g.values[metric]).filter((v) => v !== undefined);
+  const wholes = wholeGpus();
+  const known = (metric) => wholes.map((g) => g.values[metric]).filter((v) => v !== undefined);
   const sum = (values) => values.reduce((a, b) => a + b, 0);
   const show = (name, text) => (document.querySelector(`[data-total="${name}"]`).textContent = text);
   const busy = known("gpu_utilization_percent");
   const power = known("power_watts");
   const heat = known("gpu_temperature_celsius");
   const used = sum(known("memory_used_bytes"));
-  const total = sum([...gpus.values()].map((g) => g.total || 0));
-  show("gpus", gpus.size);
+  const total = sum(wholes.map((g) => g.total || 0));
+  show("gpus", wholes.length);
   show("nodes", new Set([...gpus.values()].map((g) => g.node)).size);
   show("utilization", busy.length ? `${Math.round(sum(busy) / busy.length)} %` : "–");
   show("power", power.length ? (sum(power) >= 10000 ? `${(sum(power) / 1000).toFixed(1)} kW` : `${Math.round(sum(power))} W`) : "–");
@@ -397,7 +403,7 @@ function markOpen() {
 function open(gpu, focus = true) {
   if (opened) opened.close();
   $("detail").hidden = false;
-  $("detail-title").textContent = `${gpu.node} · GPU ${gpu.index}`;
+  $("detail-title").textContent = `${gpu.node} · ${nameOf(gpu)}`;
   const facts = [gpu.model, gpu.uuid, gpu.pci_bus_id, gpu.driver_version && `driver ${gpu.driver_version}`];
   $("facts").textContent = facts.filter(Boolean).join(" · ");
   opened = new Detail(gpu);
@@ -441,7 +447,7 @@ async function refresh() {
 // than when the page was opened.
 function catchUp() {
   const strangers = [...gpus.values()].some((gpu) => gpu.id === undefined);
-  if (strangers || (pipeline && pipeline.gpus > gpus.size))
+  if (strangers || (pipeline && pipeline.gpus > wholeGpus().length))
     loadInventory().catch((error) => complain(error.message));
 }
 

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from gputel import broker
-from gputel.broker import BrokerClient, BrokerSettings, dead_letters, registry
+from gputel.broker import BrokerClient, dead_letters, registry
 from gputel.broker.engine import commit
 from gputel.broker.engine.jetstream import partition, writer
-from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import JetStreamSettings
 from gputel.errors import BrokerUnavailable
-from gputel.observe import Health, Telemetry
+from gputel.observe import Health
+from support.brokers import connected, serving
 from support.nats_servers import running
 
 WAIT_S = 30.0
@@ -33,22 +32,9 @@ def fail(*_: Any, **__: Any) -> Any:
 
 
 @asynccontextmanager
-async def serving(settings: BrokerSettings, path: Path) -> AsyncIterator[tuple[BrokerServer, Any]]:
-    telemetry, health = Telemetry("broker"), Health("broker")
-    of = BrokerServer(settings, make_engine(settings, path), telemetry, health)
-    await of.start()
-    try:
-        yield of, health
-    finally:
-        await of.stop()
-        telemetry.close()
-
-
-@asynccontextmanager
 async def consuming(address: str) -> AsyncIterator[BrokerClient]:
     """A client with a message published and a group that has it."""
-    client = await broker.connect(address)
-    try:
+    async with connected(address) as client:
         publisher = await client.publisher("t", "p", 1)
         await publisher.publish(1, "k", b"x")
         assert await publisher.flush(WAIT_S)
@@ -56,8 +42,6 @@ async def consuming(address: str) -> AsyncIterator[BrokerClient]:
             await anext(consumer)
             yield client
         await publisher.close()
-    finally:
-        await client.close()
 
 
 async def it_ends_because_of(of: BrokerServer, health: Health, task: str) -> None:
@@ -78,8 +62,8 @@ async def it_ends_because_of(of: BrokerServer, health: Health, task: str) -> Non
 async def test_an_embedded_broker_ends(
     of: type, name: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = BrokerSettings(listen="127.0.0.1:0", partitions=1, disk_reserve_bytes=0)
-    async with serving(settings, tmp_path) as (served, health), consuming(served.address):
+    health = Health("broker")
+    async with serving(tmp_path, health=health) as served, consuming(served.address):
         monkeypatch.setattr(of, name, fail)
         await it_ends_because_of(served, health, task)
         monkeypatch.undo()
@@ -98,13 +82,13 @@ async def test_a_broker_of_a_cluster_ends(
     of: type, name: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "nats", 1) as servers:
-        settings = BrokerSettings(
-            listen="127.0.0.1:0",
-            partitions=1,
-            engine="jetstream",
-            jetstream=JetStreamSettings(servers=tuple(servers.urls), replicas=1),
-        )
-        async with serving(settings, tmp_path) as (served, health), consuming(served.address):
+        cluster = JetStreamSettings(servers=tuple(servers.urls), replicas=1)
+        options: dict[str, Any] = {"engine": "jetstream", "jetstream": cluster}
+        health = Health("broker")
+        async with (
+            serving(tmp_path, health=health, **options) as served,
+            consuming(served.address),
+        ):
             monkeypatch.setattr(of, name, fail)
             for log in served._engine.topics["t"].partitions:
                 log.interrupt()  # type: ignore[attr-defined]  # what it waits for may be long
@@ -114,8 +98,7 @@ async def test_a_broker_of_a_cluster_ends(
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[tuple[BrokerServer, BrokerClient]]:
-    settings = BrokerSettings(listen="127.0.0.1:0", partitions=1, disk_reserve_bytes=0)
-    async with serving(settings, tmp_path) as (server, _), consuming(server.address) as client:
+    async with serving(tmp_path) as server, consuming(server.address) as client:
         yield server, client
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,8 @@ from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
 from gputel.broker.consume_stream import READ_BYTES_MAX
-from gputel.broker.engines import make_engine
 from gputel.broker.publish_stream import PublishStream
-from gputel.broker.server import BrokerServer
-from gputel.broker.settings import BrokerSettings
-from gputel.observe import Health, Telemetry
+from support.brokers import serving
 
 TOPIC = "many"
 DEADLINE_S = 60
@@ -30,19 +26,6 @@ CUTS = 600
 CUTS_GROWTH_MB_MAX = 4.0  # 7 KB a cut stream; gRPC's state of a call alone is more
 IDLE_CONSUMERS = 24
 LOG_MIB = 32
-
-
-@asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[BrokerServer]:
-    telemetry = Telemetry("broker")
-    settings = BrokerSettings(listen="127.0.0.1:0", partitions=1, disk_reserve_bytes=0)
-    server = BrokerServer(settings, make_engine(settings, path), telemetry, Health("broker"))
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
-        telemetry.close()
 
 
 @pytest.mark.slow

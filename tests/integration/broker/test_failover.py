@@ -18,22 +18,19 @@ import grpc
 import grpc.aio
 import pytest
 
-from gputel import broker
 from gputel.broker import (
     BrokerClient,
-    BrokerSettings,
     Consumer,
     Publisher,
     StartAt,
     rotation,
     transport,
 )
-from gputel.broker.engines import make_engine
 from gputel.broker.rotation import Brokers
 from gputel.broker.server import BrokerServer
 from gputel.clock import ManualClock
 from gputel.errors import BrokerUnavailable, InputError, NotFound, ProducerFenced
-from gputel.observe import Health, Telemetry
+from support.brokers import connected, serving
 from support.proxy import Proxy
 
 DEADLINE_S = 60.0
@@ -63,27 +60,10 @@ class Cluster:
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    telemetry = Telemetry("broker")
-    settings = BrokerSettings(listen="127.0.0.1:0", partitions=2, disk_reserve_bytes=0)
-    engine = make_engine(settings, tmp_path)
-    server = BrokerServer(settings, engine, telemetry, Health("broker"))
     async with AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(Proxy()) for _ in range(3)]
-        await server.start()
-        try:
-            yield Cluster(proxies, server)
-        finally:
-            await server.stop()
-            telemetry.close()
-
-
-@asynccontextmanager
-async def connected(address: str) -> AsyncIterator[BrokerClient]:
-    client = await broker.connect(address)
-    try:
-        yield client
-    finally:
-        await client.close()
+        server = await stack.enter_async_context(serving(tmp_path, partitions=2))
+        yield Cluster(proxies, server)
 
 
 @asynccontextmanager

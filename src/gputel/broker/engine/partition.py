@@ -106,11 +106,10 @@ class Partition:
         if self.failure:
             raise PartitionFailed(f"partition {self.name}: {self.failure}")
         if repeatable:
-            fresh = self._producers.fresh(producer, epoch, messages)
+            fresh, stored_at = self._producers.fresh(producer, epoch, messages)
             self.duplicates += len(messages) - len(fresh)
-            mark = self._producers.get(producer)
-            if mark is not None and not fresh:
-                return mark.offset
+            if not fresh:
+                return stored_at
             messages = fresh
         offset = self._accepted_offset + len(messages) - 1
         self._producers.advance(producer, Mark(epoch, messages[-1].sequence, offset))

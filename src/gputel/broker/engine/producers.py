@@ -48,16 +48,19 @@ class Producers:
         """What is known of `producer`."""
         return self._marks.get(producer)
 
-    def fresh(self, producer: str, epoch: int, messages: Sequence[Message]) -> Sequence[Message]:
-        """Those of `messages` that are no repeats. ProducerFenced."""
+    def fresh(
+        self, producer: str, epoch: int, messages: Sequence[Message]
+    ) -> tuple[Sequence[Message], int]:
+        """Those of `messages` that are no repeats, and the offset where the last of the others
+        lies: with none fresh there is one. ProducerFenced."""
         mark = self._marks.get(producer)
         if mark is None or epoch > mark.epoch:
-            return messages
+            return messages, -1
         if epoch < mark.epoch:
             raise ProducerFenced(producer, epoch, mark.epoch)
         if messages[0].sequence > mark.sequence:
-            return messages
-        return [message for message in messages if message.sequence > mark.sequence]
+            return messages, mark.offset
+        return [of for of in messages if of.sequence > mark.sequence], mark.offset
 
     def advance(self, producer: str, mark: Mark) -> None:
         """Remember a message; NoRoom when there is no room for a new producer."""

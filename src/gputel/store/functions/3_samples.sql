@@ -1,6 +1,7 @@
 -- Samples by SQL: hot rows and chunks together, each sample once, in the order of the API.
 
--- By number (gpu_id), UUID, or node/index; of several the one that was seen last.
+-- By number (gpu_id), UUID, or node/index; of several the one that was seen last. A MIG instance has
+-- the node and index of its GPU: that name is the GPU's.
 CREATE OR REPLACE FUNCTION gputel_gpu_id(gpu text) RETURNS bigint
 LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
 DECLARE
@@ -11,7 +12,8 @@ BEGIN
         SELECT g.gpu_id INTO found FROM gpu g WHERE g.gpu_id = gpu::bigint;
     ELSE
         SELECT s.gpu_id INTO found FROM gpu_seen s JOIN gpu g USING (gpu_id)
-        WHERE g.uuid = $1 OR (g.node = parts[1] AND g.gpu_index = parts[2]::integer)
+        WHERE g.uuid = $1 OR (g.node = parts[1] AND g.gpu_index = parts[2]::integer
+                              AND g.uuid NOT LIKE 'MIG-%')
         ORDER BY g.uuid = $1 DESC, s.last_seen DESC LIMIT 1;
     END IF;
     IF found IS NULL THEN

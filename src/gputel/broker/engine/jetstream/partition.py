@@ -150,23 +150,35 @@ class Partition:
                 f"keys marks.* and topic.* of {self.name} from the bucket to begin anew"
             )
             log.error("partition %s takes no more messages: %s", self.name, self.failure)
-        elif not state.messages:
-            # Purged by hand: no offset is used twice.
-            unknown = state.last_sequence - saved.sequence
-            self.next_offset = saved.next_offset + unknown * block.BLOCK_MESSAGES_MAX
-            self.first_offset = self.next_offset
-            self.tip = state.last_sequence
         else:
-            # At least the last block is read: when it was stored matters.
-            self.tip = max(saved.sequence, state.first_sequence - 1)
-            self.tip = min(self.tip, state.last_sequence - 1)
-            await self._fold_to(state.last_sequence)
+            self.tip, self.next_offset = saved.sequence, saved.next_offset
+            if not state.messages:
+                self._pass_to(state.last_sequence)
+                self.first_offset = self.next_offset
+            elif self.tip == state.last_sequence:
+                await self._take_last()
+            else:
+                self._pass_to(max(self.tip, state.first_sequence - 1))
+                await self._fold_to(state.last_sequence)
         await self._note(state)
         self._writer = Writer(
             self, self.subject, self._cluster, self._clock, self._backlog, self._writer_name
         )
         if not self.failure:
             self._writing = self._background.start(self._writer.run(), f"writer-{self.name}")
+
+    def _pass_to(self, sequence: int) -> None:
+        """The blocks up to `sequence` went unseen: whatever they held, no offset is used twice."""
+        self.next_offset += (sequence - self.tip) * block.BLOCK_MESSAGES_MAX
+        self.tip = sequence
+
+    async def _take_last(self) -> None:
+        """All blocks are known; when the last one was stored, and its size, is not."""
+        found, _ = await self._reader.fetch(self.tip, 1, 1)
+        if found:
+            self.newest_ns = found[0].head.stored_at_ns
+            self._sizes.add(self.tip, self._seen_bytes)
+            self._seen_bytes += found[0].size_bytes + STORED_BYTES
 
     async def close(self) -> None:
         """Stop writing and following."""
@@ -227,7 +239,7 @@ class Partition:
         if not state.messages or state.first_sequence == self._first_known:
             return
         self._sizes.drop_below(state.first_sequence)
-        first = await self._reader.begin_at(state.first_sequence)
+        first = await self._reader.begin_at(state.first_sequence, self.tip)
         if first is not None:
             self._first_known = state.first_sequence
             self.first_offset = max(first, self.first_offset)
@@ -254,8 +266,7 @@ class Partition:
                     self.name,
                     stored.sequence - self.tip - 1,
                 )
-            self.tip = stored.sequence - 1
-            self.next_offset = 0
+            self._pass_to(stored.sequence - 1)
         try:
             head = Head.decode(stored.headers.get(block.HEAD))
         except LogCorrupt as error:
@@ -278,7 +289,8 @@ class Partition:
         self.tip = sequence
         self.next_offset = head.end
         self.newest_ns = max(self.newest_ns, head.stored_at_ns)
-        self._reader.note(sequence, head)
+        if head.id:
+            self._reader.note(sequence, head)
         self._sizes.add(sequence, self._seen_bytes)
         self._seen_bytes += size_bytes
         for producer, epoch, last in head.marks:
@@ -360,7 +372,7 @@ class Partition:
         offset = max(offset, self.first_offset)
         if offset >= self.next_offset:
             return Chunk((), offset)
-        chunk = await self._reader.read(offset, self.tip, messages_max, bytes_max)
+        chunk = await self._reader.read(offset, self.tip, self.next_offset, messages_max, bytes_max)
         if chunk is not None:
             return chunk
         state = await self._cluster.state(self.stream)
@@ -373,7 +385,8 @@ class Partition:
         """See `PartitionLog.offset_at`."""
         if self.newest_ns < time_ns or not self.tip:
             return self.next_offset
-        return max(await self._reader.offset_at(time_ns, self.tip), self.first_offset)
+        found = await self._reader.offset_at(time_ns, self.tip, self.next_offset)
+        return max(found, self.first_offset)
 
     # -- housekeeping ------------------------------------------------------------------
 

@@ -79,7 +79,8 @@ class Reader:
         self._subject = subject
         self._cluster = cluster
         self._blocks = blocks
-        self._damaged: set[int] = set()
+        self._damaged: set[int] = set()  # of what is kept
+        self._damages = 0
         self.first_sequence = 1
         self.offsets = Chart()
         self.times = Chart()
@@ -95,19 +96,26 @@ class Reader:
         """A block that was written here will be read soon."""
         self._blocks.add(self._stream, stored)
 
-    async def begin_at(self, first_sequence: int) -> int | None:
-        """The stream's first block lies there now; its first offset, if it can be read."""
+    async def begin_at(self, first_sequence: int, tip: int) -> int | None:
+        """The stream begins there now; the first offset up to `tip`, if it can be read."""
         self.first_sequence = first_sequence
         self.offsets.drop_below(first_sequence)
         self.times.drop_below(first_sequence)
+        self._damaged = {sequence for sequence in self._damaged if sequence >= first_sequence}
         first = self.offsets.get(first_sequence)
         if first is None or self.times.get(first_sequence) is None:
-            found = await self.fetch(first_sequence, 1, 1)
-            return found[0].head.base if found else None
+            found, beyond = await self.fetch(first_sequence, 1, 1)
+            if found:
+                return found[0].head.base
+            behind, _ = await self._block(beyond, tip) if beyond > first_sequence else (None, 0)
+            return behind.head.base if behind else None
         return first
 
-    async def read(self, offset: int, tip: int, messages_max: int, bytes_max: int) -> Chunk | None:
-        """Messages from `offset` on, of blocks up to `tip`; None when there are none.
+    async def read(
+        self, offset: int, tip: int, end_offset: int, messages_max: int, bytes_max: int
+    ) -> Chunk | None:
+        """Messages from `offset` on, of blocks up to `tip`, behind which `end_offset` is next;
+        None when the servers have nothing there.
 
         Neighbouring blocks are read ahead and kept for a while.
         """
@@ -119,9 +127,9 @@ class Reader:
             if found is None:
                 if records:  # it is not worth a wait
                     break
-                found = await self._block(sequence)
+                found, beyond = await self._block(sequence, tip)
                 if found is None:
-                    return None
+                    return Chunk((), end_offset) if beyond > tip else None
             for record in self._records(found):
                 if record.offset < offset:
                     continue
@@ -134,7 +142,7 @@ class Reader:
             sequence = found.sequence + 1
             if taken_bytes >= bytes_max or len(records) >= messages_max:
                 break
-        return Chunk(records, offset)
+        return Chunk(records, offset if sequence <= tip else max(offset, end_offset))
 
     def _records(self, of: Block) -> Sequence[Record]:
         try:
@@ -143,13 +151,21 @@ class Reader:
             self.note_damage(of.sequence, of.size_bytes, str(error))
             return ()
 
-    async def _block(self, sequence: int) -> Block | None:
-        """The block at `sequence`, or the first one behind it that is kept."""
-        found = await self.fetch(sequence, READ_BLOCKS, READ_BYTES)
-        return found[0] if found else None
+    async def _block(self, sequence: int, tip: int) -> tuple[Block | None, int]:
+        """The first block from `sequence` on that is kept, and where the look for it ended.
 
-    async def fetch(self, sequence: int, messages: int, size_bytes: int) -> list[Block]:
-        """Blocks from `sequence` on, as many as are asked for and kept."""
+        None when all up to `tip` is passed by, or, if the look ended before, can't be read.
+        """
+        while sequence <= tip:
+            found, beyond = await self.fetch(sequence, READ_BLOCKS, READ_BYTES)
+            if found or beyond == sequence:
+                return (found[0] if found else None), beyond
+            sequence = beyond
+        return None, sequence
+
+    async def fetch(self, sequence: int, messages: int, size_bytes: int) -> tuple[list[Block], int]:
+        """Blocks from `sequence` on, of as many messages as are asked for and kept; and where the
+        next look begins: at `sequence` again when there was no message at all."""
         stored = await self._cluster.read(
             self._stream, self._subject, sequence, messages, size_bytes
         )
@@ -165,7 +181,7 @@ class Reader:
             self.note(each.sequence, head)
             blocks.append(Block(each.sequence, head, each.data))
             self._blocks.add(self._stream, blocks[-1])
-        return blocks
+        return blocks, stored[-1].sequence + 1 if stored else sequence
 
     async def search(self, chart: Chart, value: int, tip: int) -> int:
         """The last block whose value is at most `value`; the first when there is none."""
@@ -177,15 +193,22 @@ class Reader:
             if low is None and high <= self.first_sequence:
                 return high
             middle = self.first_sequence if low is None else (low + high) // 2
-            found = await self.fetch(middle, 1, 1)
-            if not found or found[0].sequence >= high:
+            found, _ = await self.fetch(middle, 1, 1)
+            if not found:
+                return middle if low is None else low
+            if found[0].sequence >= high:
                 return high if low is None else low
 
-    async def offset_at(self, time_ns: int, tip: int) -> int:
-        """The first offset that was stored at or after `time_ns`. BrokerUnavailable."""
+    async def offset_at(self, time_ns: int, tip: int, end_offset: int) -> int:
+        """The first offset that was stored at or after `time_ns`; `tip` and `end_offset` as in
+        `read`. BrokerUnavailable."""
         at = await self.search(self.times, time_ns - 1, tip)
-        found = self._blocks.get(self._stream, at) or await self._block(at)
+        found, beyond = self._blocks.get(self._stream, at), at
         if found is None:
+            found, beyond = await self._block(at, tip)
+        if found is None:
+            if beyond > tip:
+                return end_offset
             raise BrokerUnavailable(f"partition {self._name}: block {at} can't be read now")
         return found.head.end if found.head.stored_at_ns < time_ns else found.head.base
 
@@ -194,9 +217,10 @@ class Reader:
         if sequence in self._damaged:
             return
         self._damaged.add(sequence)
+        self._damages += 1
         self.damaged_bytes += size_bytes
         self.damage = (
-            f"{self.damaged_bytes} bytes in {len(self._damaged)} blocks can't be read, the latest "
+            f"{self.damaged_bytes} bytes in {self._damages} blocks can't be read, the latest "
             f"at sequence {sequence} of stream {self._stream} ({reason}); readers go on behind them"
         )
         log.error("partition %s is damaged: %s", self._name, self.damage)

@@ -146,11 +146,10 @@ class Writer:
     ) -> int:
         """See `PartitionLog.extend`."""
         if repeatable:
-            fresh = self._accepted.fresh(producer, epoch, messages)
+            fresh, stored_at = self._accepted.fresh(producer, epoch, messages)
             self.duplicates += len(messages) - len(fresh)
-            mark = self._accepted.get(producer)
-            if mark is not None and not fresh:
-                return mark.offset
+            if not fresh:
+                return stored_at
             messages = fresh
         runs = self._runs(producer, epoch, messages, repeatable)
         last = runs[-1]
@@ -407,7 +406,7 @@ class Writer:
                     del self._fenced[next(iter(self._fenced))]
                 self._complete(run)
                 continue
-            fresh = self._log.durable.fresh(run.producer, run.epoch, run.messages)
+            fresh, _ = self._log.durable.fresh(run.producer, run.epoch, run.messages)
             self.duplicates += len(run.messages) - len(fresh)
             if not fresh:
                 self._complete(run)
