@@ -8,7 +8,11 @@ how much is there, the sum of every metric, and the chunks' bytes. The best roun
 says more than time does where others use the cores too.
 
     copy.stream_values_per_s      our COPY stream alone, into memory; beside a memcpy of its size
-    copy.hot_samples_per_s        decoded samples to committed rows of sample_hot_fast
+    copy.hot_samples_per_s        decoded samples to committed rows of sample_hot_fast, on one
+                                  connection, as one partition of the broker is stored: what the
+                                  target speaks of
+    copy.hot_two_samples_per_s    the same samples on two connections at once, as a sink with two
+                                  partitions stores them: half of the GPUs each
     copy.chunk_samples_per_s      decoded samples and their chunks to committed rows of
                                   sample_chunk and rollup_1m, statistics included; also with 60
                                   samples a chunk
@@ -53,6 +57,7 @@ from gputel.store.partitions import Partitions
 from gputel.store.settings import DatabaseSettings, StoreSettings
 from gputel.store.times import to_datetime
 
+CONNECTIONS = 2
 WORKERS = 3
 FRAMES_A_COMMIT = 100  # the sink's default batch_size
 MS = 1_000_000
@@ -204,13 +209,24 @@ async def hot_rows(database: Database, rounds: int) -> None:
         async with database.store.session() as session, session.transaction():
             await hot.write(session, METRIC_SET, pieces)
 
+    async def by_two() -> None:
+        async def one(number: int) -> None:
+            async with database.store.session() as session, session.transaction():
+                await hot.write(session, METRIC_SET, pieces[number::CONNECTIONS])
+
+        await asyncio.gather(*(one(number) for number in range(CONNECTIONS)))
+
     async def by_asyncpg() -> None:
         async with database.store.session() as session:
             await session.copy_records_to_table(
                 "sample_hot_fast", records=rows, columns=list(NAMES)
             )
 
-    works: dict[str, Callable[[], Awaitable[None]]] = {"hot": ours, "asyncpg": by_asyncpg}
+    works: dict[str, Callable[[], Awaitable[None]]] = {
+        "hot": ours,
+        "hot_two": by_two,
+        "asyncpg": by_asyncpg,
+    }
     by_pgcopy = pgcopy_of(database.settings, rows)
     if by_pgcopy is not None:
         works["pgcopy"] = by_pgcopy

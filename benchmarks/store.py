@@ -10,9 +10,9 @@ minutes and hours.
                                     and partitions dropped; by one maintainer, best round;
                                     per_core_s: for a second of a core, ours and the server's
     store.compaction_vs_read        how long PostgreSQL alone takes to hand over the same rows, as
-                                    sealing reads them (two sessions, COPY ... TO STDOUT BINARY,
-                                    GPUs of a step at a time) to a client that drops them, against
-                                    the whole of compaction: 1 would be the limit;
+                                    sealing reads them (as many sessions, COPY ... TO STDOUT
+                                    BINARY, GPUs of a step at a time) to a client that drops them,
+                                    against the whole of compaction: 1 would be the limit;
                                     core_s_vs_read: the same of core seconds
     store.insert_block_ms           the longest of inserts, one row each and one after the other,
                                     into a partition while it is sealed: of the best round, as the

@@ -40,8 +40,9 @@ SAMPLES_A_CHUNK: Final = 4096
 #: A step takes as many GPUs as have about half of so many rows; of one that has more, a part.
 ROWS_A_STEP: Final = 65_536
 GPUS_A_STEP: Final = 1000
-#: PERF(seal): while one step is encoded, the server sends the rows of another.
-STEPS_AT_ONCE: Final = 2
+#: PERF(seal): while one step is encoded, the server sends the rows of another; a third one is
+#: there when the first waits for its commit.
+STEPS_AT_ONCE: Final = 3
 
 #: Another transaction did the same, or was in the way: try again later.
 CONTENDED: Final = (
@@ -227,13 +228,20 @@ def chunks_of(metric_set: MetricSet, rows: Rows) -> Iterator[Chunk]:
 
 def _pieces(rows: Rows) -> Iterator[tuple[int, Rows]]:
     """(epoch, rows) of one epoch, few enough for a chunk and within a day."""
-    for epoch in np.unique(rows.epoch).tolist():
-        of_epoch = rows.take(rows.epoch == epoch)
-        days = of_epoch.time_ns // DAY_NS
-        for day in np.unique(days).tolist():
-            of_day = of_epoch.take(days == day)
+    for epoch, of_epoch in _alike(rows, rows.epoch):
+        for _, of_day in _alike(of_epoch, of_epoch.time_ns // DAY_NS):
             for start in range(0, len(of_day), SAMPLES_A_CHUNK):
                 yield epoch, of_day.take(slice(start, start + SAMPLES_A_CHUNK))
+
+
+def _alike(rows: Rows, labels: Int64s) -> Iterator[tuple[int, Rows]]:
+    """(label, its rows), by label."""
+    # PERF(alike): nearly always there is one label, and nothing is copied by a mask.
+    if len(rows) and (labels == labels[0]).all():
+        yield int(labels[0]), rows
+        return
+    for label in np.unique(labels).tolist():
+        yield label, rows.take(labels == label)
 
 
 def encode(metric_set: MetricSet, rows: Rows) -> Iterator[tuple[Batch, bytes]]:
