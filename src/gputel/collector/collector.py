@@ -28,6 +28,7 @@ from gputel.collector.attribution import Attribution, AttributionSettings
 from gputel.collector.batcher import Batcher, Framer
 from gputel.collector.driver import describe_driver
 from gputel.collector.exporter import Exporter, ExporterSettings
+from gputel.collector.exporter.counters import P2P_STATUS
 from gputel.collector.exporter.latest import Arrivals, all_now, lifetime_ns
 from gputel.collector.rates import Rates
 from gputel.collector.recent import LOOK_S, Recent
@@ -39,7 +40,7 @@ from gputel.kernels import Ring, WhenFull
 from gputel.observe import Health, Telemetry
 from gputel.sources import Source
 from gputel.sources.nvml_mig import MigParent, mig_parent
-from gputel.sources.source import Hardware
+from gputel.sources.source import Hardware, Peering
 
 if TYPE_CHECKING:  # without a broker, gRPC's 12 MB and protobuf's 4 MB stay out
     from gputel.broker import BrokerClient
@@ -98,6 +99,8 @@ class Collector:
         self.processes: ProcessAccounting | None = None
         self.attribution: Attribution | None = None
         self._add_label_providers(attribution, telemetry)
+        if self.exporter.wants_peers:
+            self._show_peers()
         self._accounting: asyncio.Task[None] | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -134,6 +137,13 @@ class Collector:
             mig_lookup = self._mig_parent if self.source.name == "nvml" else None
             self.attribution = Attribution(attribution, self._clock, telemetry, mig_lookup)
             self.exporter.add(self.attribution)
+
+    def _show_peers(self) -> None:
+        if isinstance(self.source, Peering):
+            self.source.want_peers()
+            self.exporter.show_peers(self.source.peers)
+        else:
+            log.warning("exporter: source %s knows no %s", self.source.name, P2P_STATUS)
 
     def _mig_parent(self, mig_uuid: str) -> MigParent | None:
         return mig_parent(mig_uuid) if self.polling else None

@@ -19,6 +19,7 @@ from gputel.catalog import BY_NAME, SET_OF, MetricSet
 from gputel.clock import SYSTEM_CLOCK, Clock
 from gputel.collector.exporter.counters import (
     CLOCK_EVENTS_COUNT,
+    P2P_STATUS,
     XID_ERRORS_COUNT,
     read_counters,
 )
@@ -69,9 +70,12 @@ class Exporter:
         self.xids = Window(settings.xid_window_ms)
         self.clock_events = Window(settings.clock_events_window_ms)
         self._providers: list[LabelProvider] = []
+        self._peers: Callable[[], Mapping[tuple[str, str], int]] = dict
         counters = read_counters(settings.collectors)
         for warning in counters.warnings:
             log.warning("%s", warning)
+        #: Does the counter file ask which GPUs reach each other? Then `show_peers` is for it.
+        self.wants_peers = any(counter.name == P2P_STATUS for counter in counters.counters)
         self._profiles: Mapping[ProfileName, Profile] = {
             "dcgm": DcgmProfile(
                 counters,
@@ -91,6 +95,12 @@ class Exporter:
         """Ask `provider` for labels and families from now on; before the first page."""
         assert not self._pages, "a page has been rendered without this provider"
         self._providers.append(provider)
+
+    def show_peers(self, peers: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Ask `peers` for nvmlGpuP2PStatus_t, by the uuids of a GPU and its peer, at each page;
+        before the first one."""
+        assert not self._pages, "a page has been rendered without"
+        self._peers = peers
 
     def expect(self, stale_ns: Mapping[MetricSet, int]) -> None:
         """Say after how long without news the values of each set are stale."""
@@ -126,6 +136,7 @@ class Exporter:
                 self.xids,
                 self.clock_events,
                 tuple(self._providers),
+                self._peers,
             )
         return page.body(self._clock.monotonic_ns())
 
