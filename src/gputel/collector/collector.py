@@ -28,7 +28,6 @@ from gputel.collector.attribution import Attribution, AttributionSettings
 from gputel.collector.batcher import Batcher, Framer
 from gputel.collector.driver import describe_driver
 from gputel.collector.exporter import Exporter, ExporterSettings
-from gputel.collector.exporter.counters import P2P_STATUS
 from gputel.collector.exporter.latest import Arrivals, all_now, lifetime_ns
 from gputel.collector.rates import Rates
 from gputel.collector.recent import LOOK_S, Recent
@@ -40,7 +39,7 @@ from gputel.kernels import Ring, WhenFull
 from gputel.observe import Health, Telemetry
 from gputel.sources import Source
 from gputel.sources.nvml_mig import MigParent, mig_parent
-from gputel.sources.source import Hardware, Peering
+from gputel.sources.source import Hardware
 
 if TYPE_CHECKING:  # without a broker, gRPC's 12 MB and protobuf's 4 MB stay out
     from gputel.broker import BrokerClient
@@ -91,7 +90,7 @@ class Collector:
         }
         self._rings = tuple(self.rings.values())
         self.gpus: Sequence[Gpu] = ()
-        self.exporter = Exporter(exporter or ExporterSettings(), clock, self._bring)
+        self.exporter = Exporter(exporter or ExporterSettings(), clock, self._bring, source)
         self.rates = Rates(0)
         self._recent: Recent | None = None  # of a live source
         self.outbox: Outbox | None = None
@@ -99,8 +98,6 @@ class Collector:
         self.processes: ProcessAccounting | None = None
         self.attribution: Attribution | None = None
         self._add_label_providers(attribution, telemetry)
-        if self.exporter.wants_peers:
-            self._show_peers()
         self._accounting: asyncio.Task[None] | None = None
         self._sampler: Sampler | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -137,13 +134,6 @@ class Collector:
             mig_lookup = self._mig_parent if self.source.name == "nvml" else None
             self.attribution = Attribution(attribution, self._clock, telemetry, mig_lookup)
             self.exporter.add(self.attribution)
-
-    def _show_peers(self) -> None:
-        if isinstance(self.source, Peering):
-            self.source.want_peers()
-            self.exporter.show_peers(self.source.peers)
-        else:
-            log.warning("exporter: source %s knows no %s", self.source.name, P2P_STATUS)
 
     def _mig_parent(self, mig_uuid: str) -> MigParent | None:
         return mig_parent(mig_uuid) if self.polling else None

@@ -36,6 +36,8 @@ from gputel.collector.exporter.renderer import Page
 from gputel.collector.exporter.settings import ExporterSettings
 from gputel.collector.exporter.windows import Window
 from gputel.inventory import Event, EventKind, Gpu
+from gputel.sources import Source
+from gputel.sources.source import Peering, PeerStatuses
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Exporter:
     """Pages of the latest values. InputError: the counter file can't be used.
 
     `bring` is called before a page is made: who has news that wait gives them to `update` and
-    `observe`.
+    `observe`. `source`, which is not open yet, is told what the counter file wants beside samples.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Exporter:
         settings: ExporterSettings,
         clock: Clock = SYSTEM_CLOCK,
         bring: Callable[[], None] = lambda: None,
+        source: Source | None = None,
     ) -> None:
         self._clock = clock
         self._bring = bring
@@ -70,12 +73,12 @@ class Exporter:
         self.xids = Window(settings.xid_window_ms)
         self.clock_events = Window(settings.clock_events_window_ms)
         self._providers: list[LabelProvider] = []
-        self._peers: Callable[[], Mapping[tuple[str, str], int]] = dict
+        self._peers: Callable[[], PeerStatuses] = dict
         counters = read_counters(settings.collectors)
         for warning in counters.warnings:
             log.warning("%s", warning)
-        #: Does the counter file ask which GPUs reach each other? Then `show_peers` is for it.
-        self.wants_peers = any(counter.name == P2P_STATUS for counter in counters.counters)
+        if any(counter.name == P2P_STATUS for counter in counters.counters):
+            self._show_peers(source)
         self._profiles: Mapping[ProfileName, Profile] = {
             "dcgm": DcgmProfile(
                 counters,
@@ -95,12 +98,6 @@ class Exporter:
         """Ask `provider` for labels and families from now on; before the first page."""
         assert not self._pages, "a page has been rendered without this provider"
         self._providers.append(provider)
-
-    def show_peers(self, peers: Callable[[], Mapping[tuple[str, str], int]]) -> None:
-        """Ask `peers` for nvmlGpuP2PStatus_t, by the uuids of a GPU and its peer, at each page;
-        before the first one."""
-        assert not self._pages, "a page has been rendered without"
-        self._peers = peers
 
     def expect(self, stale_ns: Mapping[MetricSet, int]) -> None:
         """Say after how long without news the values of each set are stale."""
@@ -148,6 +145,14 @@ class Exporter:
             last = body, gzip.compress(body, GZIP_LEVEL, mtime=0)
             self._zipped[profile, form] = last
         return last[1]
+
+    def _show_peers(self, source: Source | Peering | None) -> None:
+        if isinstance(source, Peering):
+            source.want_peers()
+            self._peers = source.peers
+        else:
+            name = source.name if source else "none"
+            log.warning("exporter: source %s knows no %s", name, P2P_STATUS)
 
     def _count_clock_events(self, slot: int, batch: Batch, now_ns: int) -> None:
         """Count every sample of the batch, not only the one that a scrape would see."""

@@ -18,6 +18,7 @@ from gputel.collector.exporter.dcgm_fields import xid_message
 from gputel.collector.exporter.exposition import Family, FamilyType, Row
 from gputel.collector.exporter.windows import NONE, Counts, Window
 from gputel.inventory import Gpu
+from gputel.sources.source import PeerStatuses
 
 Labels = list[tuple[str, str]]
 Slots = npt.NDArray[np.intp]
@@ -77,7 +78,7 @@ class Described(NamedTuple):
     up: Sequence[bool]
     xids: Mapping[int, Counts]
     clock_events: Mapping[int, Counts]
-    peers: Mapping[tuple[str, str], int]  # nvmlGpuP2PStatus_t, by the uuids of GPU and peer
+    peers: PeerStatuses
 
 
 class Profile(Protocol):
