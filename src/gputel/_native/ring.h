@@ -81,10 +81,8 @@ static inline void gputel_copy_words(uint64_t *to, const uint64_t *words, size_t
 {
 #pragma GCC unroll 4
     for (size_t i = 0; i < count; i++) {
-        uint64_t word = words[i];
-
-        __asm__("" : "+r"(word));
-        to[i] = word;
+        __asm__("" : "+m"(to[i]));
+        to[i] = words[i];
     }
 }
 
