@@ -2,9 +2,10 @@
 
     python -m benchmarks.sweep [--json] [--seconds S] [--soak S]
 
-All on the simulated driver. The first two figures compare CPU time of the same calls for 8 GPUs
-x 24 metrics: the sampler's kernel, nvidia-ml-py, and a plain C loop over the same function
-pointers (sweep_loop.c). The others run `gputel collector --standalone` as a process.
+All on the simulated driver. The first figures compare CPU time of the same calls for 8 GPUs
+x 24 metrics: the sampler's kernel, nvidia-ml-py, and two C loops over the same function
+pointers (sweep_loop.c), a plain one and one that checks what it is told. The others run
+`gputel collector --standalone` as a process.
 """
 
 from __future__ import annotations
@@ -98,12 +99,18 @@ def main() -> None:
 
 
 def kernel_cost() -> None:
-    """CPU time of one sweep: kernel, nvidia-ml-py, plain loop."""
+    """CPU time of one sweep: kernel, nvidia-ml-py, plain loop, loop with checks."""
     os.environ["GPUTEL_SIM"] = f"gpus={GPUS},model=h100,profile=training"
     nvml = nvml_library.load(str(LIBRARY))
     handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(GPUS)]
-    contestants = [native(nvml, handles), through_python(nvml, handles), plain_loop(nvml, handles)]
-    costs_s: list[list[float]] = [[], [], []]
+    loops = built_loops(nvml)
+    contestants = [
+        native(nvml, handles),
+        through_python(nvml, handles),
+        plain_loop(loops, handles),
+        checked_loop(loops, handles),
+    ]
+    costs_s: list[list[float]] = [[] for _ in contestants]
     correct = True
     for _ in range(ROUNDS):
         for cost_s, (run, read, sweeps) in zip(costs_s, contestants, strict=True):
@@ -114,10 +121,14 @@ def kernel_cost() -> None:
             cost_s.append((time.process_time() - started_s) / sweeps)
             read()
         correct &= agree(contestants)
-    kernel_s, python_s, loop_s = (min(cost_s) for cost_s in costs_s)
+    kernel_s, python_s, loop_s, checked_s = (min(cost_s) for cost_s in costs_s)
     extra = {"kernel_us": kernel_s * 1e6}
     emit("sweep.vs_nvml_py", python_s / kernel_s, "x", correct, nvml_py_us=python_s * 1e6, **extra)
     emit("sweep.vs_c_loop", kernel_s / loop_s, "x", correct, c_loop_us=loop_s * 1e6, **extra)
+    emit(
+        "sweep.vs_checked_c_loop", kernel_s / checked_s, "x", correct,
+        checked_us=checked_s * 1e6, **extra,
+    )  # fmt: skip
     nvml.nvmlShutdown()
 
 
@@ -193,24 +204,69 @@ def through_python(nvml: Any, handles: list[Any]) -> Contestant:
     return run, lambda: scaled(np.array(kept, float)), 50
 
 
-def plain_loop(nvml: Any, handles: list[Any]) -> Contestant:
-    """sweep_loop.c, compiled here as the kernel is."""
+def built_loops(nvml: Any) -> ctypes.CDLL:
+    """sweep_loop.c, compiled here as the kernel is, with the driver's functions found."""
     folder = tempfile.mkdtemp(prefix="gputel-bench-")
     built = Path(folder) / "sweep_loop.so"
     source = Path(__file__).with_name("sweep_loop.c")
     command = ["gcc", "-O3", "-fno-strict-aliasing", "-std=c11", "-shared", "-fPIC"]
     subprocess.run([*command, f"-I{NATIVE}", "-o", str(built), str(source), "-ldl"], check=True)
-    loop = ctypes.CDLL(str(built))
+    loops = ctypes.CDLL(str(built))
     built.unlink()
     Path(folder).rmdir()
-    assert loop.find_functions(ctypes.c_void_p(nvml.nvmlLib._handle)) == 0
-    devices = (ctypes.c_void_p * GPUS)(*(ctypes.cast(h, ctypes.c_void_p).value for h in handles))
+    assert loops.find_functions(ctypes.c_void_p(nvml.nvmlLib._handle)) == 0
+    return loops
+
+
+def plain_loop(loops: ctypes.CDLL, handles: list[Any]) -> Contestant:
+    """`sweep` of sweep_loop.c."""
+    devices = addresses(handles)
     out = np.zeros((GPUS, len(LOOP)))
 
     def run(times: int) -> None:
-        loop.sweep(devices, GPUS, times, out.ctypes.data_as(ctypes.c_void_p))
+        loops.sweep(devices, GPUS, times, out.ctypes.data_as(ctypes.c_void_p))
 
     return run, lambda: scaled(out), 500
+
+
+class Checked(ctypes.Structure):
+    """checked_t of sweep_loop.c."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        *(
+            (name, ctypes.c_uint64)
+            for name in ("capacity", "head", "tail", "sequence", "rejected", "resets", "failures")
+        ),
+        ("before", ctypes.c_uint64 * len(LOOP) * 64),
+    )
+
+
+def checked_loop(loops: ctypes.CDLL, handles: list[Any]) -> Contestant:
+    """`sweep_checked` of sweep_loop.c; its ring is emptied outside of the sweeps."""
+    devices = addresses(handles)
+    row = np.dtype([("header", "<u8", (4,)), ("cells", "<u8", (len(LOOP),))])
+    rows = np.zeros(4096, row)  # of 8 GPUs, some 500 sweeps
+    state = Checked(rows=rows.ctypes.data, capacity=len(rows))
+    floats = np.array([factor == 1e-3 for _, factor in LOOP])
+
+    def run(times: int) -> None:
+        loops.sweep_checked(devices, GPUS, times, ctypes.byref(state))
+
+    def read() -> Values:
+        newest = rows.take(range(state.head - GPUS, state.head), mode="wrap")
+        cells = newest["cells"]
+        assert (newest["header"][:, 2] == 2 ** len(LOOP) - 1).all(), "every answer was good"
+        state.tail = state.head
+        return np.where(floats, cells.view("<f8"), cells.astype(float))
+
+    return run, read, 500
+
+
+def addresses(handles: list[Any]) -> Any:
+    """The devices as an array of C."""
+    values = (ctypes.cast(handle, ctypes.c_void_p).value for handle in handles)
+    return (ctypes.c_void_p * GPUS)(*values)
 
 
 def scaled(raw: Values) -> Values:

@@ -12,6 +12,7 @@ from gputel.clock import NS_PER_S, ManualClock
 from gputel.collector.exporter import Exporter, ExporterSettings
 from gputel.collector.exporter.latest import all_now
 from gputel.inventory import Gpu
+from gputel.sources import Source
 
 Values = Mapping[str, int | float]  # by metric name
 
@@ -56,11 +57,11 @@ def batches(values: Values) -> list[Batch]:
 
 
 def exporting(
-    gpus: Sequence[Gpu], settings: ExporterSettings | None = None
+    gpus: Sequence[Gpu], settings: ExporterSettings | None = None, source: Source | None = None
 ) -> tuple[Exporter, ManualClock]:
     """An exporter of `gpus`, whose values stay fresh for FRESH_S."""
     clock = ManualClock()
-    exporter = Exporter(settings or ExporterSettings(), clock)
+    exporter = Exporter(settings or ExporterSettings(), clock, source=source)
     exporter.inventory(gpus)
     exporter.expect(dict.fromkeys(METRIC_SETS, FRESH_S * NS_PER_S))
     return exporter, clock

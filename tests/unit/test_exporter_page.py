@@ -19,6 +19,8 @@ from gputel.clock import NS_PER_S
 from gputel.collector.exporter import Exporter, ExporterSettings, Family, Format, Row
 from gputel.collector.exporter.latest import all_now
 from gputel.inventory import Event, EventKind, Gpu
+from gputel.sources.sim import Simulator
+from gputel.sources.source import PeerStatuses
 from support.exporting import FRESH_S, batch, exporting, feed, gpu
 
 DATA = Path(__file__).parents[1] / "data" / "exporter"
@@ -348,3 +350,62 @@ def test_label_values_are_escaped() -> None:
         page = exporter.page("dcgm", form).decode()
         assert 'modelName="H100 \\"SXM\\"\\\\80\\nGB\tü"' in page
         assert len([x for x in page.split("\n") if x.startswith("DCGM_FI_DEV_SM_CLOCK{")]) == 1
+
+
+class Peered(Simulator):
+    """A source that knows which GPUs reach each other."""
+
+    def __init__(self) -> None:
+        super().__init__(node="n", gpus=1, model="h100", seed=1, periods_ns={})
+        self.wanted = False
+        self.statuses: PeerStatuses = {}
+
+    def want_peers(self) -> None:
+        self.wanted = True
+
+    def peers(self) -> PeerStatuses:
+        return self.statuses
+
+
+def test_a_row_for_each_ordered_pair_of_gpus_that_answer(tmp_path: Path) -> None:
+    (tmp_path / "counters.csv").write_text(
+        "DCGM_EXP_P2P_STATUS, gauge, P2P over NVLink\nDCGM_FI_DRIVER_VERSION, label, Driver\n"
+    )
+    gpus = [gpu(0), gpu(1), gpu(1, uuid="MIG-1", mig_parent=gpu(1).uuid), gpu(2)]
+    settings = ExporterSettings(collectors=str(tmp_path / "counters.csv"))
+    source = Peered()
+    exporter, clock = exporting(gpus, settings, source)
+    assert source.wanted
+    source.statuses = {
+        (gpu(0).uuid, gpu(1).uuid): 0,
+        (gpu(1).uuid, gpu(0).uuid): 3,
+        (gpu(0).uuid, gpu(2).uuid): 9,
+        (gpu(2).uuid, gpu(1).uuid): 0,
+    }
+
+    def rows() -> list[tuple[str, str, str, float]]:
+        page = exporter.page("dcgm", Format.TEXT).decode()
+        families = {family.name: family for family in parse_text(page)}
+        return [
+            (s.labels["gpu"], s.labels["peer_gpu"], s.labels["link_status"], s.value)
+            for s in families["DCGM_EXP_P2P_STATUS"].samples
+        ]
+
+    for slot in range(2):
+        feed(exporter, clock, slot, {"sm_clock_mhz": 1})
+    assert rows() == [("0", "1", "OK", 0), ("1", "0", "TopologyNotSupported", 3)]
+    feed(exporter, clock, 3, {"sm_clock_mhz": 1})
+    assert rows()[1:3] == [("0", "2", "Unknown", 9), ("1", "0", "TopologyNotSupported", 3)]
+    source.statuses = {(gpu(2).uuid, gpu(1).uuid): 2}
+    assert rows() == [("2", "1", "GPUNotSupported", 2)], "as it is now"
+    assert (
+        'DCGM_FI_DRIVER_VERSION="550.54.15",link_status='
+        in exporter.page("dcgm", Format.TEXT).decode()
+    )
+
+
+def test_without_the_line_nobody_looks_at_pairs() -> None:
+    source = Peered()
+    exporter, _ = exporting([gpu(0)], None, source)
+    assert not source.wanted
+    assert b"P2P" not in exporter.page("dcgm", Format.TEXT)

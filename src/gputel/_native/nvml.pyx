@@ -22,7 +22,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from libc.time cimport time_t
 
-from gputel._native.ring cimport Ring, RowHeader, gputel_prefetch_row
+from gputel._native.ring cimport (
+    Ring, RowHeader, commit_row, gputel_copy_words, gputel_prefetch_row, reserve_row
+)
 
 from gputel.plan import DRAIN_SAMPLES_MAX, STALLED_NS, Note, Outcome, Swept
 from gputel.rows import LATENESS_US_MAX
@@ -440,5 +442,8 @@ cdef inline void _fill_header(
 
 cdef inline void _write(gputel_reader *reader, Ring ring) noexcept nogil:
     """Hand the row of the reading over; it is filled."""
+    cdef RowHeader *row = reserve_row(ring)
     reader.reading.sequence += 1
-    ring.write(<const char *>reader.row, 1)
+    if row is not NULL:
+        gputel_copy_words(<uint64_t *>row, reader.row, GPUTEL_ROW_CELLS + ring.cells)
+        commit_row(ring)

@@ -15,7 +15,7 @@
 #include "nvml_cells.h"
 
 #define GPUTEL_CHEAP_NS 10000
-#define GPUTEL_TIMED_EVERY 16
+#define GPUTEL_TIMED_EVERY 64
 
 /* GPU number `slot` has been claimed, under the lock: begin, and decide whether its calls are
  * timed. */

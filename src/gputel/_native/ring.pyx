@@ -162,20 +162,6 @@ cdef class Ring:
             gputel_drop(self.cursors, count - taken)
         return taken
 
-    cdef RowHeader *reserve(self) noexcept nogil:
-        cdef uint64_t head = gputel_head_relaxed(self.cursors)
-        if head - gputel_tail_acquire(self.cursors) == self.capacity:
-            if self.drops:
-                gputel_drop(self.cursors, 1)
-            return NULL
-        return <RowHeader *>(self.rows + self.head_slot * self.row_bytes)
-
-    cdef void commit(self) noexcept nogil:
-        self.head_slot += 1
-        if self.head_slot == self.capacity:
-            self.head_slot = 0
-        gputel_head_release(self.cursors, gputel_head_relaxed(self.cursors) + 1)
-
     cdef uint64_t readable(self) noexcept nogil:
         return gputel_head_acquire(self.cursors) - gputel_tail_relaxed(self.cursors)
 

@@ -90,7 +90,7 @@ class Collector:
         }
         self._rings = tuple(self.rings.values())
         self.gpus: Sequence[Gpu] = ()
-        self.exporter = Exporter(exporter or ExporterSettings(), clock, self._bring)
+        self.exporter = Exporter(exporter or ExporterSettings(), clock, self._bring, source)
         self.rates = Rates(0)
         self._recent: Recent | None = None  # of a live source
         self.outbox: Outbox | None = None

@@ -26,10 +26,11 @@ from gputel.plan import FUNCTIONS, STALLED_NS, Note, Outcome, Plan, Swept, class
 from gputel.sources import nvml_library
 from gputel.sources.journal import Journal
 from gputel.sources.nvml_events import XID, DriverEvent, EventWatch
+from gputel.sources.nvml_peers import DriverGone, peer_statuses
 from gputel.sources.nvml_plan import make_plan
 from gputel.sources.nvml_processes import CallRefused, ProcessReader
 from gputel.sources.nvml_roster import BACK_OFF_MAX_S, NODE, Busy, Roster
-from gputel.sources.source import Abandoned, CallCost, Preempted, Rings
+from gputel.sources.source import Abandoned, CallCost, PeerStatuses, Preempted, Rings
 
 #: After these the driver must not be called for that GPU: fallen off the bus, GSP timeout,
 #: GSP error (NVIDIA's XID catalogue).
@@ -82,6 +83,10 @@ class Nvml:
         self._processes_ns: dict[int, int] = {}
         #: Of the last sweeps; the oldest go when nobody takes them.
         self._processes: deque[ProcessSample] = deque(maxlen=PROCESSES_HELD_MAX)
+        self._wants_peers = False
+        #: Of each GPU, by its peers' uuids, and when it was asked.
+        self._peers_of: dict[int, tuple[int, dict[str, int]]] = {}
+        self._peers: PeerStatuses = {}
 
     # ---- Opening and closing ------------------------------------------------------------------
 
@@ -179,6 +184,8 @@ class Nvml:
             raise Preempted
         if cadence is Cadence.SLOW and self._wants_processes:
             self._read_processes(turn, time_ns)
+        if cadence is Cadence.SLOW and self._wants_peers:
+            self._read_peers(turn, time_ns)
         return False
 
     def _time_left(self) -> tuple[int, ...]:
@@ -216,6 +223,38 @@ class Nvml:
             except CallRefused as refused:
                 if not self._fail_if_fatal(refused.code):
                     self._lost(number, refused.code)
+
+    def _read_peers(self, turn: int, time_ns: int) -> None:
+        """A new table, whole: another thread reads the last one."""
+        slots = self._roster.slots
+        whole = [n for n, slot in enumerate(slots) if slot.active and not slot.gpu.mig_parent]
+        for number in whole:
+            asked_ns, _ = self._peers_of.get(number, (None, {}))
+            if asked_ns == time_ns:
+                continue
+            if self._time_left() == (0,):
+                raise Preempted
+            # A peer in whose call a thread is stuck would hold this one, too.
+            peers = [
+                (slots[n].gpu.uuid, slots[n].handle)
+                for n in whole
+                if n != number and not self._sweeper.is_busy(n)
+            ]
+            self._peers_of[number] = time_ns, {}
+            try:
+                with self._roster.claimed(turn, number):
+                    statuses = peer_statuses(self._nvml, slots[number].handle, peers)
+            except Busy:
+                continue
+            except DriverGone as gone:
+                self._fail_if_fatal(gone.code)
+                return
+            self._peers_of[number] = time_ns, statuses
+        self._peers = {
+            (slots[number].gpu.uuid, peer): status
+            for number in whole
+            for peer, status in self._peers_of[number][1].items()
+        }
 
     def _heed_notes(self) -> None:
         for kind, slot, plan, column, time_ns, before, value in self._sweeper.notes():
@@ -350,6 +389,14 @@ class Nvml:
         """The processes seen by the slow sweeps since the last call."""
         # Another thread appends: what is taken is counted first.
         return [self._processes.popleft() for _ in range(len(self._processes))]
+
+    def want_peers(self) -> None:
+        """Look at each slow sweep which GPUs reach each other."""
+        self._wants_peers = True
+
+    def peers(self) -> PeerStatuses:
+        """As of the last slow sweep."""
+        return self._peers
 
     @property
     def exhausted(self) -> bool:

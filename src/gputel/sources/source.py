@@ -64,6 +64,23 @@ class Source(Protocol):
         ...
 
 
+#: nvmlGpuP2PStatus_t over NVLink, by the uuids of a GPU and its peer.
+PeerStatuses = Mapping[tuple[str, str], int]
+
+
+@runtime_checkable
+class Peering(Protocol):
+    """What a source adds that knows which GPUs reach each other."""
+
+    def want_peers(self) -> None:
+        """Look at each slow sweep from now on; before `open`."""
+        ...
+
+    def peers(self) -> PeerStatuses:
+        """As of the last slow sweep; not to be mutated. A pair that is not known is missing."""
+        ...
+
+
 class Abandoned(Exception):
     """Raised by `sweep` on a thread whose work another thread has taken over; it shall end."""
 

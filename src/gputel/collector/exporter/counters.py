@@ -27,12 +27,13 @@ FILE_BYTES_MAX: Final = 1024 * 1024
 TYPES: Final = ("gauge", "counter", "histogram", "summary", "label")
 XID_ERRORS_COUNT: Final = "DCGM_EXP_XID_ERRORS_COUNT"
 CLOCK_EVENTS_COUNT: Final = "DCGM_EXP_CLOCK_EVENTS_COUNT"
+P2P_STATUS: Final = "DCGM_EXP_P2P_STATUS"
 #: The exporter's own counters, by the number that puts them behind DCGM's fields.
 EXPORTER_COUNTERS: Final = {
     XID_ERRORS_COUNT: 9001,
     CLOCK_EVENTS_COUNT: 9002,
     "DCGM_EXP_GPU_HEALTH_STATUS": 9003,
-    "DCGM_EXP_P2P_STATUS": 9004,
+    P2P_STATUS: 9004,
 }
 
 
@@ -107,7 +108,7 @@ class _Reader:
         if number in fields().labels:
             raise _BadLine(f"{name} is text, not a number; its type is label")
         metric = fields().metrics.get(number)
-        if metric is None and name not in (XID_ERRORS_COUNT, CLOCK_EVENTS_COUNT):
+        if metric is None and name not in (XID_ERRORS_COUNT, CLOCK_EVENTS_COUNT, P2P_STATUS):
             return f"{name} is not measured here; it has no rows"
         warning = None
         if type_ in ("histogram", "summary"):

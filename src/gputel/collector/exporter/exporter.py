@@ -19,6 +19,7 @@ from gputel.catalog import BY_NAME, SET_OF, MetricSet
 from gputel.clock import SYSTEM_CLOCK, Clock
 from gputel.collector.exporter.counters import (
     CLOCK_EVENTS_COUNT,
+    P2P_STATUS,
     XID_ERRORS_COUNT,
     read_counters,
 )
@@ -35,6 +36,8 @@ from gputel.collector.exporter.renderer import Page
 from gputel.collector.exporter.settings import ExporterSettings
 from gputel.collector.exporter.windows import Window
 from gputel.inventory import Event, EventKind, Gpu
+from gputel.sources import Source
+from gputel.sources.source import Peering, PeerStatuses
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class Exporter:
     """Pages of the latest values. InputError: the counter file can't be used.
 
     `bring` is called before a page is made: who has news that wait gives them to `update` and
-    `observe`.
+    `observe`. `source`, which is not open yet, is told what the counter file wants beside samples.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Exporter:
         settings: ExporterSettings,
         clock: Clock = SYSTEM_CLOCK,
         bring: Callable[[], None] = lambda: None,
+        source: Source | None = None,
     ) -> None:
         self._clock = clock
         self._bring = bring
@@ -69,9 +73,12 @@ class Exporter:
         self.xids = Window(settings.xid_window_ms)
         self.clock_events = Window(settings.clock_events_window_ms)
         self._providers: list[LabelProvider] = []
+        self._peers: Callable[[], PeerStatuses] = dict
         counters = read_counters(settings.collectors)
         for warning in counters.warnings:
             log.warning("%s", warning)
+        if any(counter.name == P2P_STATUS for counter in counters.counters):
+            self._show_peers(source)
         self._profiles: Mapping[ProfileName, Profile] = {
             "dcgm": DcgmProfile(
                 counters,
@@ -126,6 +133,7 @@ class Exporter:
                 self.xids,
                 self.clock_events,
                 tuple(self._providers),
+                self._peers,
             )
         return page.body(self._clock.monotonic_ns())
 
@@ -137,6 +145,14 @@ class Exporter:
             last = body, gzip.compress(body, GZIP_LEVEL, mtime=0)
             self._zipped[profile, form] = last
         return last[1]
+
+    def _show_peers(self, source: Source | Peering | None) -> None:
+        if isinstance(source, Peering):
+            source.want_peers()
+            self._peers = source.peers
+        else:
+            name = source.name if source else "none"
+            log.warning("exporter: source %s knows no %s", name, P2P_STATUS)
 
     def _count_clock_events(self, slot: int, batch: Batch, now_ns: int) -> None:
         """Count every sample of the batch, not only the one that a scrape would see."""

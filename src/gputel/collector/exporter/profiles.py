@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gputel.catalog import BY_NAME, METRICS, Cadence, Kind, Metric, Storage
-from gputel.collector.exporter.counters import XID_ERRORS_COUNT, CounterSet
+from gputel.collector.exporter.counters import P2P_STATUS, XID_ERRORS_COUNT, CounterSet
 from gputel.collector.exporter.dcgm_fields import xid_message
 from gputel.collector.exporter.exposition import Family, FamilyType, Row
 from gputel.collector.exporter.windows import NONE, Counts, Window
 from gputel.inventory import Gpu
+from gputel.sources.source import PeerStatuses
 
 Labels = list[tuple[str, str]]
 Slots = npt.NDArray[np.intp]
@@ -48,6 +49,11 @@ CLOCK_EVENTS: Final[Mapping[int, str]] = {
     0x080: "hw_power_brake",
     0x100: "display_clocks",
 }
+#: nvmlGpuP2PStatus_t to dcgm-exporter's name for it.
+LINK_STATUSES: Final = (
+    "OK", "ChipsetNotSupported", "GPUNotSupported", "TopologyNotSupported", "DisabledByRegKey",
+    "NotSupported", "Unknown",
+)  # fmt: skip
 #: In a window of clock events: a sample of the reasons, whatever bits it has.
 SAMPLE: Final = 0
 UP_HELP: Final = "1 while the GPU answers, 0 when it is lost, stalled or silent"
@@ -72,6 +78,7 @@ class Described(NamedTuple):
     up: Sequence[bool]
     xids: Mapping[int, Counts]
     clock_events: Mapping[int, Counts]
+    peers: PeerStatuses
 
 
 class Profile(Protocol):
@@ -189,6 +196,9 @@ class DcgmProfile:
     def tail(self, described: Described) -> list[Family]:
         families = []
         for own in self._own:
+            if own.name == P2P_STATUS:
+                families.append(Family(own.name, own.type, own.help, self._pairs(described)))
+                continue
             xid = own.name == XID_ERRORS_COUNT
             rows = self._window_rows(
                 described,
@@ -226,6 +236,22 @@ class DcgmProfile:
             for code, n in seen.items():
                 if more := label(code):
                     rows.append(Row(dict(self.labels(gpu, attributes, [window, *more])), n))
+        return rows
+
+    def _pairs(self, described: Described) -> list[Row]:
+        """A row for each ordered pair of GPUs that answer."""
+        whole = [slot for slot, gpu in enumerate(described.gpus) if not gpu.mig_parent]
+        rows = []
+        for slot in whole:
+            gpu = described.gpus[slot]
+            for other in whole:
+                peer = described.gpus[other]
+                status = described.peers.get((gpu.uuid, peer.uuid))
+                if status is None or not (described.up[slot] and described.up[other]):
+                    continue
+                name = LINK_STATUSES[min(status, len(LINK_STATUSES) - 1)]
+                more = [("peer_gpu", str(peer.index)), ("link_status", name)]
+                rows.append(Row(dict(self.labels(gpu, described.attributes[slot], more)), status))
         return rows
 
 

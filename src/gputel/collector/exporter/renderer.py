@@ -10,7 +10,7 @@ ten times a second. So the text is laid out once and kept until one of its cause
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from gputel.collector.exporter.exposition import (
 from gputel.collector.exporter.latest import COLUMN, VIEWS, XID_COLUMN, Latest
 from gputel.collector.exporter.profiles import NO_ROW, Described, Profile, Slots
 from gputel.collector.exporter.windows import Window
+from gputel.sources.source import PeerStatuses
 
 EOF: Final = "# EOF\n"
 
@@ -55,12 +56,14 @@ class Page:
         xids: Window,
         clock_events: Window,
         providers: Sequence[LabelProvider],
+        peers: Callable[[], PeerStatuses],
     ) -> None:
         self._profile = profile
         self._form = form
         self._latest = latest
         self._windows = (xids, clock_events)
         self._providers = providers
+        self._peers = peers
         self._columns = np.array([COLUMN[c.metric] for c in profile.columns], np.intp)
         self._generation = -1
         self._sources: Slots | None = None
@@ -81,10 +84,11 @@ class Page:
         generations = tuple(provider.generation for provider in self._providers)
         labelled = (latest.generation, generations)
         # An XID is in its row's labels too.
-        xids = latest.cells[:, XID_COLUMN].tobytes()
-        layout_key = (labelled, shown.tobytes(), xids)
-        counts = tuple(self._profile.counts(window, now_ns) for window in self._windows)
-        tail_key = (labelled, up.tobytes(), counts)
+        xid_cells = latest.cells[:, XID_COLUMN].tobytes()
+        layout_key = (labelled, shown.tobytes(), xid_cells)
+        xids, events = (self._profile.counts(window, now_ns) for window in self._windows)
+        peers = self._peers()
+        tail_key = (labelled, up.tobytes(), xids, events, peers)
         if (layout_key, tail_key, latest.version) == (
             self._layout_key,
             self._tail_key,
@@ -97,7 +101,7 @@ class Page:
         if layout_key != self._layout_key:
             self._lay_out(shown, attributes)
         if tail_key != self._tail_key:
-            described = Described(latest.gpus, attributes, up.tolist(), *counts)
+            described = Described(latest.gpus, attributes, up.tolist(), xids, events, peers)
             self._tail = self._render_tail(described)
         self._layout_key, self._tail_key, self._version = layout_key, tail_key, latest.version
         numbers = self._numbers()
