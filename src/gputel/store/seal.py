@@ -40,9 +40,8 @@ SAMPLES_A_CHUNK: Final = 4096
 #: A step takes as many GPUs as have about half of so many rows; of one that has more, a part.
 ROWS_A_STEP: Final = 65_536
 GPUS_A_STEP: Final = 1000
-#: PERF(seal): while one step is encoded, the server sends the rows of another; a third one is
-#: there when the first waits for its commit.
-STEPS_AT_ONCE: Final = 3
+#: PERF(seal): while one step is encoded, the server sends the rows of another.
+STEPS_AT_ONCE: Final = 2
 
 #: Another transaction did the same, or was in the way: try again later.
 CONTENDED: Final = (
