@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol, TypeVar
 
+from gputel._reference.bits import varint
+
 UINT64_MAX: Final = 2**64 - 1
 UINT32_MAX: Final = 2**32 - 1
 
@@ -108,23 +110,14 @@ def decode_deliveries(response: bytes) -> list[DeliveryFields] | None:
     return _items(response, _BATCH_OF_DELIVERIES, _delivery)
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
 def _blob(tag: int, content: bytes) -> bytes:
-    return bytes((tag,)) + _varint(len(content)) + content
+    return bytes((tag,)) + varint(len(content)) + content
 
 
 def _number(tag: int, number: int, most: int) -> bytes:
     if not 0 <= number <= most:
         raise OverflowError(f"{number} is not from 0 to {most}")
-    return bytes((tag,)) + _varint(number) if number else b""
+    return bytes((tag,)) + varint(number) if number else b""
 
 
 def _time(tag: int, time_ns: int) -> bytes:
