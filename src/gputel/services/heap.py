@@ -1,8 +1,8 @@
 """The allocator of a process that messages of half a MiB go through.
 
 glibc hands a freed block of that size back to the kernel, and the next message takes fresh
-pages: a fault for each 4 KiB of it, which costs more than all copying. What is kept instead is
-bounded, for each thread that allocates.
+pages: a fault for each 4 KiB of it, which costs more than all copying. What is kept instead was
+in use before: at most as much as each thread has had at once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 from gputel.limits import MIB
 
 BLOCK_BYTES_MAX: Final = 8 * MIB  # a larger block is the kernel's, as ever
+#: At the end of each arena; between blocks in use there may be more.
 KEPT_BYTES_MAX: Final = 16 * MIB
 GROWTH_BYTES: Final = 1 * MIB
 
