@@ -21,13 +21,13 @@ from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.cursor import Cursor
 from gputel.broker.engine import PartitionLog, Record
 from gputel.broker.groups import Group, Member
+from gputel.broker.read_ahead import ReadAhead
 from gputel.broker.statuses import Context, LeaseLost
 from gputel.clock import Clock
 from gputel.errors import BrokerUnavailable, InputError
 
 log = logging.getLogger(__name__)
 
-READ_BYTES_MAX: Final = 2 * limits.BATCH_BYTES_MAX
 _DELIVERY_BYTES: Final = 64  # what a delivery's fields take beside its names and payload
 
 
@@ -47,6 +47,7 @@ class ConsumeStream:
         self._context = context
         self._group = group
         self._logs = logs
+        self._ahead = ReadAhead(logs)
         self._clock = clock
         self._wake = asyncio.Event()
         # One object: the partitions' watchers are told apart by it.
@@ -90,6 +91,7 @@ class ConsumeStream:
             deliverer.cancel()
             await asyncio.gather(reader, deliverer, return_exceptions=True)
             self._watch(frozenset())
+            self._ahead.keep(frozenset())
 
     async def _read(self) -> None:
         while True:
@@ -169,6 +171,7 @@ class ConsumeStream:
         for partition in partitions - self._watched:
             self._logs[partition].watch(self._changed)
         self._watched = set(partitions)
+        self._ahead.keep(partitions)
 
     async def _deliver_again(self, partition: int, cursor: Cursor) -> bool:
         """Deliver one message that is due again."""
@@ -189,18 +192,24 @@ class ConsumeStream:
             return True
         attempt = cursor.retake(offset, self._clock.monotonic_ns())
         if attempt:
-            await self._send(partition, [(chunk.records[0], attempt)])
+            taken = [(chunk.records[0], attempt)]
+            self._spend(taken)
+            await self._send(partition, taken)
         return True
 
     async def _deliver_next(self, partition: int, cursor: Cursor) -> bool:
-        """Deliver what was never delivered, up to READ_BYTES_MAX of it."""
-        of = self._logs[partition]
+        """Deliver some of what was never delivered."""
         room = min(cursor.room, self.member.credit_messages)
-        if room <= 0 or self.member.credit_bytes <= 0 or cursor.next_offset >= of.next_offset:
+        if (
+            room <= 0
+            or self.member.credit_bytes <= 0
+            or cursor.next_offset >= self._logs[partition].next_offset
+        ):
             return False
         run = cursor.run
-        bytes_max = min(self.member.credit_bytes, READ_BYTES_MAX)
-        chunk = await of.read(cursor.next_offset, room, bytes_max)
+        chunk = await self._ahead.read(
+            partition, cursor.next_offset, run, room, self.member.credit_bytes
+        )
         if cursor.run != run:
             return True
         now_ns = self._clock.monotonic_ns()
@@ -210,13 +219,23 @@ class ConsumeStream:
             if attempt:
                 taken.append((record, attempt))
         cursor.skip_to(chunk.next_offset)
+        self._spend(taken)
+        self._ahead.begin(
+            partition,
+            cursor.next_offset,
+            run,
+            min(cursor.room, self.member.credit_messages),
+            self.member.credit_bytes,
+            partitions=len(self.member.partitions),
+        )
         await self._send(partition, taken)
         return True
 
+    def _spend(self, taken: list[tuple[Record, int]]) -> None:
+        self.member.credit_messages -= len(taken)
+        self.member.credit_bytes -= sum(len(record.payload) for record, _ in taken)
+
     async def _send(self, partition: int, taken: list[tuple[Record, int]]) -> None:
-        for record, _ in taken:
-            self.member.credit_messages -= 1
-            self.member.credit_bytes -= len(record.payload)
         batch: list[tuple[Record, int]] = []
         size_bytes = 0
         for record, attempt in taken:

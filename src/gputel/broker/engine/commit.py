@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from queue import Empty, SimpleQueue
 
 from gputel import limits
 from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.log_file import LogFile, Stage
 from gputel.broker.engine.memory import Block
 from gputel.broker.engine.partition import Partition
 from gputel.broker.engine.producers import Mark, Producers
@@ -42,18 +42,21 @@ class SyncFailed(OSError):
 class Writer:
     """The writing end of one partition; lives on the committer's thread."""
 
-    def __init__(self, partition: Partition, producers: Producers, disk: Disk) -> None:
+    def __init__(
+        self, partition: Partition, producers: Producers, disk: Disk, stage: Stage
+    ) -> None:
         self.partition = partition
         self._durable = producers  # only what is synced, unlike the partition's own table
         self._disk = disk
-        self._fd = disk.open_append(self._active.path)
+        self._stage = stage
+        self._file = LogFile(disk, self._active.path, self._active.size_bytes, stage)
         self._held: list[Block] = []
         self._next_offset = self._unsynced_offset = partition.next_offset
         self.unsynced = False
         self.full = False
         self.failed = False
         # What was read from the files may be in the page cache only.
-        disk.sync(self._fd)
+        self._file.sync()
 
     @property
     def _active(self) -> Segment:
@@ -95,13 +98,13 @@ class Writer:
         if active.size_bytes and active.size_bytes + added_bytes > segment_bytes:
             active = self._roll(records[0].offset)
         try:
-            self._disk.append(self._fd, buffers)
+            self._file.append(buffers)
             if sync:
                 self.sync()
         except OSError as error:
             # Also after a failed sync: the next start must not take it for stored.
             try:
-                self._disk.truncate(active.path, active.size_bytes)
+                self._file.cut(active.size_bytes)
             except OSError:
                 raise SyncFailed(error.errno, error.strerror) from None
             raise
@@ -121,7 +124,7 @@ class Writer:
     def sync(self) -> None:
         """Make durable what was written. SyncFailed."""
         try:
-            self._disk.sync(self._fd)
+            self._file.sync()
         except OSError as error:
             raise SyncFailed(error.errno, error.strerror) from error
         self._unsynced_offset = self._next_offset
@@ -130,13 +133,14 @@ class Writer:
     def _roll(self, base_offset: int) -> Segment:
         if self.unsynced:
             self.sync()
+        self._file.seal()
         path = Segment.named(self.partition.directory, base_offset)
         snapshot = Segment(path, base_offset, 0).snapshot_path
         self._disk.replace(snapshot, self._durable.snapshot())
         fresh = create(self.partition.directory, base_offset, self._disk)
-        fd = self._disk.open_append(fresh.path)
-        os.close(self._fd)
-        self._fd = fd
+        file = LogFile(self._disk, fresh.path, 0, self._stage)
+        self._file.close()
+        self._file = file
         self.partition.segments_held += (fresh,)
         return fresh
 
@@ -160,7 +164,7 @@ class Writer:
 
     def close(self) -> None:
         """Let go of the file."""
-        os.close(self._fd)
+        self._file.close()
 
 
 class Committer:
@@ -179,6 +183,7 @@ class Committer:
         self._disk = disk
         self._clock = clock
         self._observe_commit_s = observe_commit_s
+        self.stage = Stage()
         self._queue: SimpleQueue[Partition | None] = SimpleQueue()
         self._writers: dict[Partition, Writer] = {}
         self._loop: asyncio.AbstractEventLoop | None = None

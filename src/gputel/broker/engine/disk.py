@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
+import mmap
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from gputel.limits import KIB
+from gputel.limits import KIB, MIB
 
+#: What a file opened with O_DIRECT is read and written in; no disk's own blocks are larger.
+BLOCK_BYTES: Final = 4 * KIB
 PIECE_BYTES: Final = 512 * KIB
+_READ_BYTES: Final = 1 * MIB  # one transfer from the disk
+_NO_DIRECT: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _IOV_MAX: Final = 1024  # UIO_MAXIOV of Linux
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
@@ -36,37 +44,101 @@ def begin_writeback(fd: int) -> None:
     _sync_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)  # up to the file's end
 
 
+def is_direct(fd: int) -> bool:
+    """Whether `fd` passes the page cache by, and is written in whole blocks."""
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+def open_direct(path: Path, flags: int) -> int:
+    """A descriptor that passes the page cache by, where the file system can; OSError."""
+    flags |= os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_DIRECT, 0o640)
+    except OSError as error:
+        if error.errno not in _NO_DIRECT:
+            raise
+    return os.open(path, flags, 0o640)
+
+
+class _ReadingStage(threading.local):
+    """Aligned memory of each thread that reads."""
+
+    view: memoryview | None = None
+
+
+_reading: Final = _ReadingStage()
+
+
+def pread(fd: int, count: int, position: int) -> bytes:
+    """Up to `count` bytes at `position`, fewer where the file ends, of any descriptor. OSError."""
+    if not is_direct(fd):
+        return os.pread(fd, count, position)
+    if _reading.view is None:
+        _reading.view = memoryview(mmap.mmap(-1, _READ_BYTES + BLOCK_BYTES))
+    view, pieces = _reading.view, []
+    end = position + count
+    while position < end:
+        lead = position % BLOCK_BYTES
+        needed = lead + min(end - position, _READ_BYTES)
+        got = os.preadv(fd, (view[: needed + -needed % BLOCK_BYTES],), position - lead)
+        piece = bytes(view[lead : min(got, needed)])
+        pieces.append(piece)
+        position += len(piece)
+        if got < needed:
+            break
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 class Disk:
     """Real files. Every method may block and raises OSError."""
+
+    def open_log(self, path: Path, *, direct: bool = True) -> int:
+        """A descriptor for `write`, which passes the page cache by where it can, and `direct`."""
+        flags = os.O_RDWR | os.O_CREAT
+        if direct:
+            return open_direct(path, flags)
+        return os.open(path, flags | os.O_CLOEXEC, 0o640)
+
+    def write(self, fd: int, data: memoryview, position: int) -> None:
+        """Write all of `data` at `position`: whole blocks where `fd` is direct.
+
+        PERF(writeback): of a large commit the disk writes one piece while the next is copied into
+        the page cache.
+        """
+        direct = is_direct(fd)
+        while data:
+            piece = data if direct else data[:PIECE_BYTES]
+            written = os.pwrite(fd, piece, position)
+            if direct:
+                written = self._whole_blocks(fd, piece, position, written)
+            data = data[written:]
+            position += written
+            if data and not direct:
+                begin_writeback(fd)
+
+    def _whole_blocks(self, fd: int, piece: memoryview, position: int, written: int) -> int:
+        """How many of the bytes written count: the rest of a block is written again with it."""
+        if written < BLOCK_BYTES:
+            # The kernel says why once it can take nothing at all, as of a disk that is full.
+            written = os.pwrite(fd, piece, position)
+        if written < BLOCK_BYTES:
+            raise OSError(errno.EIO, f"a block of {BLOCK_BYTES} bytes is written in part only")
+        return written - written % BLOCK_BYTES
 
     def open_append(self, path: Path) -> int:
         """A descriptor that appends to `path`, which is made when missing."""
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
 
     def append(self, fd: int, buffers: Sequence[bytes]) -> None:
-        """Write all of `buffers` behind one another.
-
-        PERF(writeback): of a large commit the disk writes one piece while the next is copied.
-        """
-        piece: list[bytes] = []
-        size_bytes = 0
-        for buffer in buffers:
-            piece.append(buffer)
-            size_bytes += len(buffer)
-            if size_bytes >= PIECE_BYTES or len(piece) == _IOV_MAX:
-                self._write_all(fd, piece)
-                begin_writeback(fd)
-                piece, size_bytes = [], 0
-        if piece:
-            self._write_all(fd, piece)
-
-    def _write_all(self, fd: int, buffers: Sequence[bytes]) -> None:
-        missing = sum(map(len, buffers))
-        written = os.writev(fd, buffers)
-        if written < missing:  # a short write: rare, so the rest may be copied
-            rest = memoryview(b"".join(buffers))[written:]
-            while rest:
-                rest = rest[os.write(fd, rest) :]
+        """Write all of `buffers` behind one another to a descriptor of `open_append`."""
+        for first in range(0, len(buffers), _IOV_MAX):
+            piece = buffers[first : first + _IOV_MAX]
+            missing = sum(map(len, piece))
+            written = os.writev(fd, piece)
+            if written < missing:  # a short write: rare, so the rest may be copied
+                rest = memoryview(b"".join(piece))[written:]
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
 
     def sync(self, fd: int) -> None:
         """Return once what was appended is durable."""

@@ -276,7 +276,9 @@ class EmbeddedEngine:
                 accepted=self.committer.accepted,
             )
             durable = recovered.producers.copy()
-            writer = await self._call(Writer, partition, durable, self._disk)
+            writer = await self._call(
+                Writer, partition, durable, self._disk, self.committer.stage
+            )
             self.committer.add(writer)
             partitions.append(partition)
         topic = Topic(opened.name, opened.id, tuple(partitions))

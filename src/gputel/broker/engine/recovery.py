@@ -16,7 +16,14 @@ import msgspec
 from gputel.broker.engine.disk import Disk
 from gputel.broker.engine.producers import Mark, Producers
 from gputel.broker.engine.record import Located
-from gputel.broker.engine.segment import SNAPSHOT_SUFFIX, SUFFIX, Gap, Segment, walk
+from gputel.broker.engine.segment import (
+    SNAPSHOT_SUFFIX,
+    SUFFIX,
+    Gap,
+    Segment,
+    is_padding,
+    walk,
+)
 from gputel.errors import LogCorrupt
 
 log = logging.getLogger(__name__)
@@ -50,16 +57,30 @@ def recover(directory: Path, disk: Disk) -> Recovered:
     for segment in segments[first:-1]:
         _scan_sealed(segment, producers)
     scan = _scan_last(segments[-1], producers)
-    torn_bytes = segments[-1].size_bytes - scan.size_bytes
+    torn_bytes = _cut(segments[-1], scan.size_bytes, disk)
+    return Recovered(segments, scan.next_offset, producers, scan.gaps, torn_bytes)
+
+
+def _cut(segment: Segment, size_bytes: int, disk: Disk) -> int:
+    """Let the last segment end with its last record; how many bytes were torn."""
+    torn_bytes = segment.size_bytes - size_bytes
+    if not torn_bytes:
+        return 0
+    fd = segment.open()
+    try:
+        if is_padding(fd, Gap(size_bytes, segment.size_bytes)):
+            torn_bytes = 0
+    finally:
+        os.close(fd)
     if torn_bytes:
         log.warning(
             "%s: cut a torn tail of %d bytes; none of it was acknowledged",
-            segments[-1].path,
+            segment.path,
             torn_bytes,
         )
-        disk.truncate(segments[-1].path, scan.size_bytes)
-        segments[-1].size_bytes = scan.size_bytes
-    return Recovered(segments, scan.next_offset, producers, scan.gaps, torn_bytes)
+    disk.truncate(segment.path, size_bytes)
+    segment.size_bytes = size_bytes
+    return torn_bytes
 
 
 def create(directory: Path, base_offset: int, disk: Disk) -> Segment:

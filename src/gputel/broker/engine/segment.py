@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from gputel import limits
 from gputel.broker.engine import record as layout
+from gputel.broker.engine.disk import BLOCK_BYTES, open_direct, pread
 from gputel.broker.engine.record import Located, Record
 
 INDEX_INTERVAL_BYTES = 64 * limits.KIB
@@ -56,7 +57,7 @@ class _Window:
         end = min(position + needed_bytes, self._size_bytes)
         if position < self._start or end > self._start + len(self._buffer):
             count = min(max(self._window_bytes, needed_bytes), self._size_bytes - position)
-            self._buffer = os.pread(self._fd, count, position)
+            self._buffer = pread(self._fd, count, position)
             self._start = position
         return self._buffer, position - self._start
 
@@ -92,6 +93,12 @@ def walk(
         yield located
         position = located.position + located.size_bytes
         offset_min = located.record.offset + 1
+
+
+def is_padding(fd: int, gap: Gap) -> bool:
+    """Whether `gap`, the end of a partition's last file, is what fills up the last block."""
+    size_bytes = gap.end - gap.position
+    return size_bytes < BLOCK_BYTES and not any(pread(fd, size_bytes, gap.position))
 
 
 def _resume(window: _Window, position: int, size_bytes: int, offset_min: int) -> Located | None:
@@ -150,7 +157,7 @@ class Segment:
 
     def open(self) -> int:
         """A descriptor for reading; FileNotFoundError after retention."""
-        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_direct(self.path, os.O_RDONLY)
 
     def first_time(self) -> int:
         """When the first record was stored, ns since the epoch; 0 when that can't be read."""

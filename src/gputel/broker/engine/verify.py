@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gputel.broker.engine.record import Located
-from gputel.broker.engine.segment import SUFFIX, Segment, walk
+from gputel.broker.engine.segment import SUFFIX, Segment, is_padding, walk
 from gputel.errors import InputError
 
 
@@ -59,13 +59,14 @@ def _verify_partition(topic: str, number: int, directory: Path) -> Verdict:
         verdict.first_offset = verdict.next_offset = int(paths[0].stem)
     for path in paths:
         try:
-            _verify_segment(Segment(path, int(path.stem), path.stat().st_size), verdict)
+            segment = Segment(path, int(path.stem), path.stat().st_size)
+            _verify_segment(segment, verdict, last=path is paths[-1])
         except FileNotFoundError:  # retention was faster
             verdict.segments -= 1
     return verdict
 
 
-def _verify_segment(segment: Segment, verdict: Verdict) -> None:
+def _verify_segment(segment: Segment, verdict: Verdict, *, last: bool) -> None:
     # What seemed a torn tail is damage when another segment follows.
     verdict.damaged_bytes += verdict.tail_bytes
     verdict.tail_bytes = 0
@@ -78,6 +79,8 @@ def _verify_segment(segment: Segment, verdict: Verdict) -> None:
             verdict.damaged_bytes += verdict.tail_bytes
             verdict.tail_bytes = 0
             if not isinstance(found, Located):
+                if last and found.end == segment.size_bytes and is_padding(fd, found):
+                    return
                 verdict.tail_bytes = found.end - found.position
                 continue
             verdict.missing_messages += found.record.offset - verdict.next_offset

@@ -1,0 +1,131 @@
+"""The writing end of a segment: whole blocks, past the page cache where the file system can.
+
+    block               block               block
+    +-------------------+-------------------+-------------------+
+    | record | record | record              | record |0000000000|
+    +-------------------+-------------------+-------------------+
+                                            ^ last              ^ end of the file
+                                                     ^ size_bytes
+
+The last block is filled up with zeros, and written again with what comes behind. It is never
+torn in what was synced: a disk writes a sector with the old bytes or the new ones, and up to
+`size_bytes` they are the same. When the file is left its end is cut back to `size_bytes`.
+
+PERF(direct): a copy into fresh pages of the page cache, and writing them back, cost more CPU
+than all else that is done with a message, and nobody reads them there: readers at the tail
+have the messages from memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from gputel import limits
+from gputel.broker.engine.disk import BLOCK_BYTES, Disk, is_direct, pread
+
+log = logging.getLogger(__name__)
+
+STAGE_BYTES: Final = limits.COMMIT_BYTES_MAX + limits.MIB  # a commit with its heads, mostly
+_ZEROS: Final = bytes(BLOCK_BYTES)
+
+
+class Stage:
+    """Memory aligned to blocks, where commits are put together. For one thread."""
+
+    def __init__(self, size_bytes: int = STAGE_BYTES) -> None:
+        assert size_bytes % BLOCK_BYTES == 0
+        self.view = memoryview(mmap.mmap(-1, size_bytes))
+
+
+class LogFile:
+    """A segment that is written. Every method may block and raises OSError."""
+
+    def __init__(self, disk: Disk, path: Path, size_bytes: int, stage: Stage) -> None:
+        self._disk = disk
+        self._path = path
+        self._stage = stage.view
+        self.size_bytes = size_bytes  # of records
+        self._last = b""  # what the last block holds, where blocks are written
+        self._fd = disk.open_log(path)
+        try:
+            self._direct = is_direct(self._fd)
+            self._read_last()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _read_last(self) -> None:
+        if self._direct:
+            used = self.size_bytes % BLOCK_BYTES
+            self._last = pread(self._fd, used, self.size_bytes - used)
+
+    def append(self, buffers: Sequence[bytes]) -> None:
+        """Write all of `buffers` behind one another. After an error, `cut` before going on."""
+        try:
+            self._append(buffers)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._direct:
+                raise
+            # Some file systems open a file so, and then refuse to write it.
+            log.info("%s is written through the page cache: %s", self._path, error.strerror)
+            self.cut(self.size_bytes)
+            os.close(self._fd)
+            self._fd = self._disk.open_log(self._path, direct=False)
+            self._direct, self._last = False, b""
+            self._append(buffers)
+
+    def _append(self, buffers: Sequence[bytes]) -> None:
+        stage, room = self._stage, len(self._stage)
+        filled = len(self._last)
+        position = self.size_bytes - filled
+        stage[:filled] = self._last
+        for buffer in buffers:
+            rest: bytes | memoryview = buffer
+            while len(rest) >= room - filled:
+                taken = room - filled
+                rest = memoryview(rest)
+                stage[filled:] = rest[:taken]
+                rest = rest[taken:]
+                self._disk.write(self._fd, stage, position)
+                position += room
+                filled = 0
+            stage[filled : filled + len(rest)] = rest
+            filled += len(rest)
+        end = start = filled
+        if self._direct:
+            start = filled - filled % BLOCK_BYTES
+            end = filled + -filled % BLOCK_BYTES
+            stage[filled:end] = _ZEROS[: end - filled]
+        if end:
+            self._disk.write(self._fd, stage[:end], position)
+        self._last = bytes(stage[start:filled])
+        self.size_bytes = position + filled
+
+    def sync(self) -> None:
+        """Return once what was appended is durable."""
+        self._disk.sync(self._fd)
+
+    def cut(self, size_bytes: int) -> None:
+        """Durably take away what lies behind the first `size_bytes`."""
+        self._disk.truncate(self._path, size_bytes)
+        if size_bytes != self.size_bytes:
+            self.size_bytes = size_bytes
+            self._read_last()
+
+    def seal(self) -> None:
+        """Durably let the file end with its last record. It is still open."""
+        self.cut(self.size_bytes)
+
+    def close(self) -> None:
+        """Let go of the file, its end where the records end."""
+        try:
+            if os.fstat(self._fd).st_size > self.size_bytes:
+                os.ftruncate(self._fd, self.size_bytes)
+        finally:
+            os.close(self._fd)

@@ -1,0 +1,97 @@
+"""What a stream reads of its partitions, the next messages while it sends those before.
+
+    read(0) ---> chunk 0 --- sent --------- chunk 1 --- sent ---- ...
+                        \\                 /       \\
+                         read(1) .........         read(2) ...
+
+Without it the disk waits for the network, and the network for the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from gputel import limits
+from gputel.broker.engine import Chunk, PartitionLog
+
+READ_BYTES_MAX: Final = 2 * limits.BATCH_BYTES_MAX
+#: Of all partitions of a stream together.
+AHEAD_BYTES_MAX: Final = 4 * limits.BATCH_BYTES_MAX
+_AHEAD_BYTES_MIN: Final = limits.BATCH_BYTES_MAX // 2
+
+assert AHEAD_BYTES_MAX >= READ_BYTES_MAX
+
+
+class _Read(NamedTuple):
+    offset: int
+    run: int  # of the cursor
+    task: asyncio.Task[Chunk]
+
+
+class ReadAhead:
+    """Reads for one stream. At most AHEAD_BYTES_MAX, and a message more each, lie ready."""
+
+    def __init__(self, logs: Sequence[PartitionLog]) -> None:
+        self._logs = logs
+        self._begun: dict[int, _Read] = {}
+
+    async def read(
+        self, partition: int, offset: int, run: int, messages_max: int, bytes_max: int
+    ) -> Chunk:
+        """See `PartitionLog.read`. `run` tells deliveries apart that began anew."""
+        begun = self._begun.pop(partition, None)
+        if begun is not None and (begun.offset, begun.run) == (offset, run):
+            return _fitting(await begun.task, messages_max, bytes_max)
+        if begun is not None:
+            _drop(begun)
+        return await self._logs[partition].read(
+            offset, messages_max, min(bytes_max, READ_BYTES_MAX)
+        )
+
+    def begin(
+        self,
+        partition: int,
+        offset: int,
+        run: int,
+        messages_max: int,
+        bytes_max: int,
+        *,
+        partitions: int,
+    ) -> None:
+        """Begin to read what `read` is asked for next; the stream has `partitions` of them."""
+        share = max(AHEAD_BYTES_MAX // partitions, _AHEAD_BYTES_MIN)
+        bytes_max = min(bytes_max, share, READ_BYTES_MAX)
+        log = self._logs[partition]
+        if (
+            messages_max <= 0
+            or bytes_max <= 0
+            or offset >= log.next_offset
+            or partition in self._begun
+            or len(self._begun) >= AHEAD_BYTES_MAX // share
+        ):
+            return
+        task = asyncio.create_task(log.read(offset, messages_max, bytes_max))
+        self._begun[partition] = _Read(offset, run, task)
+
+    def keep(self, partitions: frozenset[int]) -> None:
+        """Forget what was read of other partitions."""
+        for partition in self._begun.keys() - partitions:
+            _drop(self._begun.pop(partition))
+
+
+def _drop(begun: _Read) -> None:
+    begun.task.cancel()
+    # What went wrong is met again by whoever reads it again.
+    begun.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+
+def _fitting(chunk: Chunk, messages_max: int, bytes_max: int) -> Chunk:
+    """The first messages of `chunk`, as a read with these bounds has them."""
+    taken_bytes = 0
+    for number, record in enumerate(chunk.records):
+        taken_bytes += len(record.payload)
+        if number and (taken_bytes > bytes_max or number >= messages_max):
+            return Chunk(chunk.records[:number], chunk.records[number - 1].offset + 1)
+    return chunk
