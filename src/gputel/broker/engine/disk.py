@@ -17,7 +17,7 @@ from gputel.limits import KIB, MIB
 #: What a file opened with O_DIRECT is read and written in; no disk's own blocks are larger.
 BLOCK_BYTES: Final = 4 * KIB
 PIECE_BYTES: Final = 512 * KIB
-_READ_BYTES: Final = 1 * MIB  # one transfer from the disk
+_READ_BYTES: Final = 1 * MIB + 128 * KIB  # one transfer from the disk
 _NO_DIRECT: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _IOV_MAX: Final = 1024  # UIO_MAXIOV of Linux
 _SYNC_FILE_RANGE_WRITE: Final = 2

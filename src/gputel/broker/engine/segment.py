@@ -2,7 +2,7 @@
 
 Reading opens the file anew each time, so that retention may delete it under a reader and
 descriptors stay few. The sparse index is never stored: the active segment's grows with
-its appends, a sealed one's is rebuilt from the records when it is first read.
+its appends, a sealed one's with what is read of it.
 """
 
 from __future__ import annotations
@@ -43,12 +43,16 @@ class Part(NamedTuple):
 
 
 class _Window:
-    """A sliding view of a file's first `size_bytes` bytes."""
+    """A sliding view of a file's first `size_bytes` bytes.
 
-    def __init__(self, fd: int, size_bytes: int, window_bytes: int) -> None:
+    It takes `first_bytes` in, and at least `window_bytes` when it goes on.
+    """
+
+    def __init__(self, fd: int, size_bytes: int, first_bytes: int, window_bytes: int) -> None:
         self._fd = fd
         self._size_bytes = size_bytes
-        self._window_bytes = max(window_bytes, layout.RECORD_BYTES_MAX)
+        self._next_bytes = first_bytes
+        self._window_bytes = window_bytes
         self._start = 0
         self._buffer = b""
 
@@ -56,7 +60,8 @@ class _Window:
         """(buffer, index of `position` in it), with `needed_bytes` unless the file ends."""
         end = min(position + needed_bytes, self._size_bytes)
         if position < self._start or end > self._start + len(self._buffer):
-            count = min(max(self._window_bytes, needed_bytes), self._size_bytes - position)
+            count = min(max(self._next_bytes, needed_bytes), self._size_bytes - position)
+            self._next_bytes = self._window_bytes
             self._buffer = pread(self._fd, count, position)
             self._start = position
         return self._buffer, position - self._start
@@ -68,13 +73,15 @@ def walk(
     *,
     position: int = 0,
     offset_min: int = 0,
+    first_bytes: int = _WINDOW_BYTES,
     window_bytes: int = _WINDOW_BYTES,
 ) -> Iterator[Located | Gap]:
     """All records of a file from `position` on, in order, and the gaps between them.
 
-    Record offsets grow strictly from `offset_min`; what does not is part of a gap.
+    Record offsets grow strictly from `offset_min`; what does not is part of a gap. The file is
+    read `first_bytes` at first, then `window_bytes` at a time.
     """
-    window = _Window(fd, size_bytes, window_bytes)
+    window = _Window(fd, size_bytes, first_bytes, window_bytes)
     while position < size_bytes:
         buffer, at = window.at(position, layout.HEADER_BYTES)
         length = layout.length_at(buffer, at)
@@ -125,6 +132,7 @@ class Segment:
         self._offsets: list[int] = []
         self._positions: list[int] = []
         self._indexed_bytes = 0
+        self._indexed_offset = base_offset  # the first that is not indexed
         self._lock = threading.Lock()
 
     @classmethod
@@ -146,6 +154,7 @@ class Segment:
             self._positions.append(position)
             self._offsets.append(record.offset)
         self._indexed_bytes = position + size_bytes
+        self._indexed_offset = record.offset + 1
 
     def note_all(self, records: Sequence[Record], sizes: Sequence[int]) -> None:
         """Take records into the index and the size that were written behind what is there."""
@@ -190,9 +199,7 @@ class Segment:
         fd = self.open()
         try:
             with self._lock:
-                self._index(fd)
-            entry = max(bisect_right(self._offsets, offset) - 1, 0)
-            position = self._positions[entry] if self._positions else 0
+                position = self._position_of(fd, offset)
             return self._collect(fd, position, offset, end_offset, messages_max, bytes_max)
         finally:
             os.close(fd)
@@ -208,10 +215,17 @@ class Segment:
     ) -> Part:
         part = Part([], offset, [])
         next_offset, taken_bytes = offset, 0
-        window_bytes = bytes_max + INDEX_INTERVAL_BYTES
+        # The record behind is looked at, too, and mostly by its header only.
         for found in walk(
-            fd, self.size_bytes, position=position, offset_min=0, window_bytes=window_bytes
+            fd,
+            self.size_bytes,
+            position=position,
+            first_bytes=bytes_max + INDEX_INTERVAL_BYTES,
+            window_bytes=INDEX_INTERVAL_BYTES,
         ):
+            if found.position == self._indexed_bytes:
+                with self._lock:
+                    self._pass(found)
             if isinstance(found, Gap):
                 part.gaps.append(found)
                 continue
@@ -222,17 +236,31 @@ class Segment:
             if record.offset >= end_offset:
                 break
             taken_bytes += len(record.payload)
-            if part.records and (taken_bytes > bytes_max or len(part.records) >= messages_max):
+            if part.records and taken_bytes > bytes_max:
                 return part._replace(next_offset=next_offset)
             part.records.append(record)
             next_offset = record.offset + 1
+            if taken_bytes >= bytes_max or len(part.records) >= messages_max:
+                return part._replace(next_offset=next_offset)
         return part._replace(next_offset=end_offset)
 
-    def _index(self, fd: int) -> None:
-        """Index what a restart left behind; the active segment is indexed as it grows."""
-        if self._indexed_bytes >= self.size_bytes:
+    def _position_of(self, fd: int, offset: int) -> int:
+        """Where to begin to look for `offset`; what a restart left behind is indexed up to there."""
+        if self._indexed_bytes < self.size_bytes and offset > self._indexed_offset:
+            for found in walk(fd, self.size_bytes, position=self._indexed_bytes):
+                self._pass(found)
+                if self._indexed_offset >= offset:
+                    break
+        if offset == self._indexed_offset:
+            return self._indexed_bytes
+        entry = max(bisect_right(self._offsets, offset) - 1, 0)
+        return self._positions[entry] if self._positions else 0
+
+    def _pass(self, found: Located | Gap) -> None:
+        """Index what was read right behind what is indexed."""
+        if found.position != self._indexed_bytes:
             return
-        for found in walk(fd, self.size_bytes, position=self._indexed_bytes):
-            if isinstance(found, Located):
-                self.note(found.record, found.position, found.size_bytes)
-        self._indexed_bytes = self.size_bytes
+        if isinstance(found, Gap):
+            self._indexed_bytes = found.end
+        else:
+            self.note(found.record, found.position, found.size_bytes)
