@@ -2,13 +2,13 @@
 
 import asyncio
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gputel.broker.engine import PartitionFailed
-from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.disk import BLOCK_BYTES, Disk
 from gputel.broker.engine.embedded import EmbeddedEngine
 from gputel.broker.engine.partition import Partition
 from gputel.broker.settings import BrokerSettings
@@ -31,11 +31,11 @@ class BadDisk(Disk):
             raise OSError(errno.EIO, "Input/output error")
         super().sync(fd)
 
-    def append(self, fd: int, buffers: Sequence[bytes]) -> None:
+    def write(self, fd: int, data: memoryview, position: int) -> None:
         if self.is_full:
-            super().append(fd, [buffers[0][:20]])
+            super().write(fd, data[:BLOCK_BYTES], position)
             raise OSError(errno.ENOSPC, "No space left on device")
-        super().append(fd, buffers)
+        super().write(fd, data, position)
 
     def free_bytes(self, path: Path) -> int:
         return self.free

@@ -16,57 +16,67 @@ import pytest
 
 from gputel import broker
 from gputel.broker import StartAt
+from gputel.broker.engine.disk import BLOCK_BYTES
+from gputel.broker.engine.log_file import LogFile, Stage
 from support.crashing import FULL_S, JUMPS_S, SECTOR_BYTES, CrashingDisk, Plan, write_short
 from support.proxy import Proxy
 
 pytestmark = pytest.mark.fault
 
 
-def disk(tmp_path: Path, **chances: float) -> tuple[CrashingDisk, int]:
-    """A disk and a descriptor that appends to a file `log` on it."""
+def disk(tmp_path: Path, **chances: float) -> tuple[CrashingDisk, LogFile]:
+    """A disk and a file `log` on it that is written."""
     broken = CrashingDisk(Plan(str(tmp_path), **chances))  # type: ignore[arg-type]
-    return broken, broken.open_append(tmp_path / "log")
+    return broken, LogFile(broken, tmp_path / "log", 0, Stage(16 * BLOCK_BYTES))
 
 
 @pytest.mark.parametrize(
     ("chance", "number"), [("full_chance", errno.ENOSPC), ("write_error_chance", errno.EIO)]
 )
 def test_writes_fail_and_leave_a_part(tmp_path: Path, chance: str, number: int) -> None:
-    broken, fd = disk(tmp_path, **{chance: 1})
+    _, file = disk(tmp_path, **{chance: 1})
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the number says which
-        broken.append(fd, [b"x" * 100])
+        file.append([b"x" * 3 * BLOCK_BYTES])
     assert caught.value.errno == number
-    assert (tmp_path / "log").stat().st_size < 64
-    os.close(fd)
+    assert (tmp_path / "log").stat().st_size <= 3 * BLOCK_BYTES
+    assert file.size_bytes == 0
+    file.close()
+    assert (tmp_path / "log").stat().st_size == 0
 
 
 def test_a_full_disk_stays_full_for_a_while(tmp_path: Path) -> None:
-    broken, fd = disk(tmp_path, full_chance=1)
+    broken, file = disk(tmp_path, full_chance=1)
     started = time.monotonic()
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
-            broken.append(fd, [b"x"])
+            file.append([b"x"])
     assert broken._full_until >= started + FULL_S
-    os.close(fd)
+    file.close()
 
 
 def test_syncs_fail(tmp_path: Path) -> None:
-    broken, fd = disk(tmp_path, sync_error_chance=1)
+    _, file = disk(tmp_path, sync_error_chance=1)
     with pytest.raises(OSError, match="Input/output"):
-        broken.sync(fd)
-    os.close(fd)
+        file.sync()
+    file.close()
 
 
 def test_writes_come_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "writev", os.writev)  # put back at the end
+    monkeypatch.setattr(os, "pwrite", os.pwrite)
     write_short(Plan(str(tmp_path), short_write_chance=1))
     fd = os.open(tmp_path / "short", os.O_WRONLY | os.O_CREAT)
     assert os.writev(fd, [b"x" * 50, b"y" * 50]) < 100
+    assert os.pwrite(fd, b"x" * 100, 0) < 100
     os.close(fd)
-    broken, fd = disk(tmp_path)
-    broken.append(fd, [b"x" * 50, b"y" * 50])  # goes on until all is written
-    assert (tmp_path / "log").read_bytes() == b"x" * 50 + b"y" * 50
-    os.close(fd)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "pwrite", os.pwrite)
+    write_short(Plan(str(tmp_path), short_write_chance=0.7))
+    _, file = disk(tmp_path)
+    data = random.Random(1).randbytes(15 * BLOCK_BYTES)
+    file.append([data[:5000], data[5000:]])  # goes on until all is written
+    file.close()
+    assert (tmp_path / "log").read_bytes() == data
 
 
 class PowerLost(BaseException):
@@ -89,21 +99,23 @@ def test_the_power_cut_drops_what_was_not_synced(
     for number in range(200):
         path = tmp_path / str(number)
         path.mkdir()
-        broken, fd = disk(path, seed=seed + number, power_loss_after=6)
-        broken.append(fd, [b"s" * 1000])
-        broken.sync(fd)
+        broken, file = disk(path, seed=seed + number, power_loss_after=6)
+        file.append([b"s" * 1000])
+        file.sync()
         if number % 2:
             broken.sync_dir(path)
-        broken.append(fd, [b"u" * 8 * SECTOR_BYTES])
+        file.append([b"u" * 8 * SECTOR_BYTES])
         with pytest.raises(PowerLost):
-            broken.sync(fd)
-        os.close(fd)
+            file.sync()
         if not number % 2 and not (path / "log").exists():
             unnamed += 1  # its directory was not synced
+            file.close()
             continue
         data = (path / "log").read_bytes()
+        file.close()
         assert data[:1000] == b"s" * 1000
-        torn += len(data) < 1000 + 8 * SECTOR_BYTES or b"\0" in data
+        lost = data[1000 : 1000 + 8 * SECTOR_BYTES]
+        torn += len(lost) < 8 * SECTOR_BYTES or b"\0" in lost
     assert torn >= 90
     assert 20 <= unnamed <= 80
 

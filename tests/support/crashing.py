@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.disk import BLOCK_BYTES, Disk, is_direct
 from gputel.broker.engines import make_engine
 from gputel.broker.server import BrokerServer
 from gputel.broker.settings import BrokerSettings
@@ -63,8 +63,9 @@ class CrashingDisk(Disk):
         self._lock = threading.RLock()  # the committer and savers of positions
         self._operations = 0
         self._full_until = 0.0
-        self._paths: dict[int, Path] = {}  # of descriptors that append
-        self._durable: dict[Path, int] = {}  # bytes
+        self._paths: dict[int, Path] = {}  # of the logs' descriptors
+        #: Where a log may lose what was written, and what it durably held from there on.
+        self._at_risk: dict[Path, tuple[int, bytes]] = {}
         self._unnamed: set[Path] = set()  # made, and their directory not synced since
 
     def _step(self) -> None:
@@ -74,57 +75,91 @@ class CrashingDisk(Disk):
             self._lose_power()
 
     def _lose_power(self) -> None:
-        for path, durable in self._durable.items():
+        for path, (position, old) in self._at_risk.items():
             with contextlib.suppress(FileNotFoundError):
-                self._tear(path, durable)
+                self._tear(path, position, old)
         for path in self._unnamed:
             if self._random.random() < 0.5:
                 path.unlink(missing_ok=True)
         os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)  # never returns
 
-    def _tear(self, path: Path, durable: int) -> None:
-        """Behind what is durable each sector was written or not, and the end is anywhere."""
-        size_bytes = path.stat().st_size
-        if size_bytes <= durable:
-            return
-        end = self._random.randint(durable, size_bytes)
+    def _tear(self, path: Path, position: int, old: bytes) -> None:
+        """From `position` on each sector was written or not, and the end is anywhere."""
+        new = path.read_bytes()[position:]
+        size_bytes = self._random.randint(len(old), max(len(new), len(old)))
+        old += bytes(size_bytes - len(old))
         with path.open("r+b") as file:
-            first = durable
-            while first < end:
-                behind = min((first // SECTOR_BYTES + 1) * SECTOR_BYTES, end)
+            first = position
+            while first < position + size_bytes:
+                behind = min((first // SECTOR_BYTES + 1) * SECTOR_BYTES, position + size_bytes)
                 if self._random.random() < 0.3:
                     file.seek(first)
-                    file.write(bytes(behind - first))
+                    file.write(old[first - position : behind - position])
                 first = behind
-            file.truncate(end)
+            file.truncate(position + size_bytes)
+
+    def _risk(self, path: Path, position: int) -> None:
+        begin, old = self._at_risk.get(path, (path.stat().st_size, b""))
+        if position < begin:
+            with path.open("rb") as file:
+                file.seek(position)
+                old = file.read(begin - position) + old
+        self._at_risk[path] = min(position, begin), old
+
+    def _made(self, path: Path) -> None:
+        self._step()
+        if not path.exists():
+            self._unnamed.add(path)
 
     def open_append(self, path: Path) -> int:
         with self._lock:
-            self._step()
-            if not path.exists():
-                self._unnamed.add(path)
-            fd = super().open_append(path)
+            self._made(path)
+            return super().open_append(path)
+
+    def open_log(self, path: Path) -> int:
+        with self._lock:
+            self._made(path)
+            fd = super().open_log(path)
             self._paths[fd] = path
-            self._durable.setdefault(path, os.fstat(fd).st_size)
             return fd
+
+    def _trouble(self) -> OSError | None:
+        """What happens in the middle of this write, if anything."""
+        if self._random.random() < self._plan.full_chance:
+            self._full_until = time.monotonic() + FULL_S
+            return OSError(errno.ENOSPC, "No space left on device")
+        if self._random.random() < self._plan.write_error_chance:
+            return OSError(errno.EIO, "Input/output error")
+        return None
+
+    def _check_full(self) -> None:
+        if time.monotonic() < self._full_until:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     def append(self, fd: int, buffers: Sequence[bytes]) -> None:
         with self._lock:
-            if time.monotonic() < self._full_until:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            if self._random.random() < self._plan.full_chance:
-                self._full_until = time.monotonic() + FULL_S
+            self._check_full()
+            trouble = self._trouble()
+            if trouble is not None:
                 super().append(fd, [buffers[0][: self._random.randrange(64)]])
-                raise OSError(errno.ENOSPC, "No space left on device")
-            if self._random.random() < self._plan.write_error_chance:
-                super().append(fd, [buffers[0][: self._random.randrange(64)]])
-                raise OSError(errno.EIO, "Input/output error")
+                raise trouble
+            super().append(fd, buffers)
+
+    def write(self, fd: int, data: memoryview, position: int) -> None:
+        with self._lock:
+            self._check_full()
+            self._risk(self._paths[fd], position)
+            trouble = self._trouble()
             # Power may go in the middle of a write, too.
-            half = self._random.randint(0, len(buffers))
-            super().append(fd, buffers[:half])
+            half = self._random.randint(0, len(data))
+            if is_direct(fd):
+                half -= half % BLOCK_BYTES
+            super().write(fd, data[:half], position)
+            if trouble is not None:
+                raise trouble
             self._step()
-            super().append(fd, buffers[half:])
+            super().write(fd, data[half:], position + half)
 
     def sync(self, fd: int) -> None:
         with self._lock:
@@ -134,14 +169,14 @@ class CrashingDisk(Disk):
             super().sync(fd)
             path = self._paths.get(fd)
             if path is not None:
-                self._durable[path] = os.fstat(fd).st_size
+                self._at_risk.pop(path, None)
             self._step()
 
     def truncate(self, path: Path, size_bytes: int) -> None:
         with self._lock:
             self._step()
             super().truncate(path, size_bytes)
-            self._durable[path] = size_bytes
+            self._at_risk.pop(path, None)
 
     def replace(self, path: Path, data: bytes) -> None:
         with self._lock:
@@ -166,16 +201,26 @@ class JumpingClock(SystemClock):
 
 def write_short(plan: Plan) -> None:
     """Let the kernel take less than it is given, as it may."""
-    whole = os.writev
+    writev, pwrite = os.writev, os.pwrite
     draw = random.Random(plan.seed + 1)
 
-    def writev(fd: int, buffers: Sequence[Any], *rest: int) -> int:
-        total = sum(map(len, buffers))
-        if total > 1 and draw.random() < plan.short_write_chance:
-            return os.write(fd, b"".join(buffers)[: draw.randrange(1, total)])
-        return whole(fd, buffers, *rest)
+    def part(total: int, unit: int = 1) -> int:
+        """How many of `total` bytes are taken; a disk takes whole sectors."""
+        if total <= unit or draw.random() >= plan.short_write_chance:
+            return total
+        return draw.randrange(unit, total, unit)
 
-    os.writev = writev  # type: ignore[assignment]
+    def short_writev(fd: int, buffers: Sequence[Any]) -> int:
+        total = sum(map(len, buffers))
+        taken = part(total)
+        return writev(fd, buffers) if taken == total else os.write(fd, b"".join(buffers)[:taken])
+
+    def short_pwrite(fd: int, data: Any, position: int) -> int:
+        unit = SECTOR_BYTES if is_direct(fd) else 1
+        return pwrite(fd, data[: part(len(data), unit)], position)
+
+    os.writev = short_writev  # type: ignore[assignment]
+    os.pwrite = short_pwrite  # type: ignore[assignment]
 
 
 async def main(plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Sequence
@@ -11,37 +12,207 @@ from typing import Any
 import pytest
 
 from gputel.broker.engine import disk as files
-from gputel.broker.engine.disk import PIECE_BYTES, Disk, begin_writeback
+from gputel.broker.engine.disk import (
+    BLOCK_BYTES,
+    PIECE_BYTES,
+    Disk,
+    begin_writeback,
+    is_direct,
+    leave_direct,
+    pread,
+)
+from gputel.broker.engine.log_file import LogFile, Stage
+
+STAGE_BYTES = 4 * BLOCK_BYTES
 
 
-def appended(path: Path, buffers: Sequence[bytes]) -> bytes:
+class CachedDisk(Disk):
+    """A file system that knows no other way than through the page cache, as tmpfs once."""
+
+    def open_log(self, path: Path) -> int:
+        fd = super().open_log(path)
+        leave_direct(fd)
+        return fd
+
+
+class RefusingDisk(Disk):
+    """A file system that opens files directly, and then refuses to write them so."""
+
+    def write(self, fd: int, data: memoryview, position: int) -> None:
+        if is_direct(fd):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        super().write(fd, data, position)
+
+
+def random_buffers(rng: random.Random, count: int) -> list[bytes]:
+    sizes = [
+        0,
+        1,
+        70,
+        1100,
+        BLOCK_BYTES - 1,
+        BLOCK_BYTES,
+        65_536,
+        STAGE_BYTES,
+        rng.randint(0, 2 * PIECE_BYTES),
+    ]
+    return [rng.randbytes(rng.choice(sizes)) for _ in range(count)]
+
+
+def cut_short(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
+    """Let the kernel take less than it is given, whole sectors where they are asked for."""
+    whole = os.pwrite
+
+    def pwrite(fd: int, data: Any, position: int) -> int:
+        unit = 512 if is_direct(fd) else 1
+        if len(data) <= unit or rng.random() < 0.5:
+            return whole(fd, data, position)
+        return whole(fd, data[: rng.randrange(unit, len(data), unit)], position)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("disk", [Disk(), CachedDisk(), RefusingDisk()])
+@pytest.mark.parametrize("short", [False, True])
+def test_commits_lie_behind_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, disk: Disk, short: bool
+) -> None:
+    rng = random.Random(seed)
+    if short:
+        cut_short(monkeypatch, rng)
+    path, stage = tmp_path / "log", Stage(STAGE_BYTES)
+    file, expected = LogFile(disk, path, 0, stage), b""
+    for number in range(30):
+        commit = random_buffers(rng, rng.randint(1, 5))
+        file.append(commit)
+        file.sync()
+        expected += b"".join(commit)
+        assert file.size_bytes == len(expected)
+        found = path.read_bytes()
+        assert found[: len(expected)] == expected
+        padding = found[len(expected) :]
+        assert len(padding) < BLOCK_BYTES
+        assert not any(padding)
+        if number % 7 == 0:  # opened anew, as by the next process
+            file.close()
+            file = LogFile(disk, path, len(expected), stage)
+    file.seal()
+    assert path.read_bytes() == expected
+    file.close()
+    assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("disk", [Disk(), CachedDisk()])
+def test_a_commit_that_failed_is_cut_off_and_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk
+) -> None:
+    file = LogFile(disk, tmp_path / "log", 0, Stage(STAGE_BYTES))
+    commits = [os.urandom(size) for size in (5000, 3 * STAGE_BYTES, 100)]
+    file.append([commits[0]])
+    whole, left = os.pwrite, [STAGE_BYTES]
+
+    def full(fd: int, data: Any, position: int) -> int:
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = min(len(data), left[0])
+        left[0] -= taken
+        return whole(fd, data[:taken], position)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space"):
+            file.append([commits[1]])
+        file.cut(5000)
+        assert (tmp_path / "log").read_bytes() == commits[0]
+        left[0] = BLOCK_BYTES
+    monkeypatch.undo()
+    file.append(commits[1:])
+    file.close()
+    assert (tmp_path / "log").read_bytes() == b"".join(commits)
+
+
+def test_what_a_failed_sync_left_is_cut_off(tmp_path: Path) -> None:
+    file = LogFile(Disk(), tmp_path / "log", 0, Stage(STAGE_BYTES))
+    first, second, third = os.urandom(5000), os.urandom(9000), os.urandom(10)
+    file.append([first])
+    file.append([second])
+    file.cut(5000)
+    file.append([third])
+    file.close()
+    assert (tmp_path / "log").read_bytes() == first + third
+
+
+def test_a_disk_that_takes_no_whole_block_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = Disk()
-    fd = disk.open_append(path)
+    file = LogFile(disk, tmp_path / "log", 0, Stage(STAGE_BYTES))
+    if not file._direct:
+        pytest.skip("this file system knows no O_DIRECT")
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, position: whole(fd, data[:512], position))
+    with pytest.raises(OSError, match="takes no whole block of 4096 bytes"):
+        file.append([b"x"])
+    monkeypatch.undo()
+    file.close()
+
+
+@pytest.mark.parametrize("flags", [0, os.O_DIRECT])
+def test_any_part_of_a_file_is_read(tmp_path: Path, flags: int) -> None:
+    rng = random.Random(5)
+    data = rng.randbytes(3 * 1024 * 1024 + 77)
+    path = tmp_path / "log"
+    path.write_bytes(data)
+    try:
+        fd = os.open(path, os.O_RDONLY | flags)
+    except OSError:
+        pytest.skip("this file system knows no O_DIRECT")
+    try:
+        for _ in range(60):
+            position = rng.choice([0, 1, 4095, 4096, 512, rng.randrange(len(data) + 10)])
+            count = rng.choice([0, 1, 511, 4096, 70_000, 1 << 20, len(data)])
+            assert pread(fd, count, position) == data[position : position + count]
+    finally:
+        os.close(fd)
+
+
+def test_a_file_system_that_refuses_to_read_directly_is_read_through_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(fd: int, buffers: Any, position: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "preadv", refused)
+    (tmp_path / "log").write_bytes(bytes(range(100)))
+    fd = files.open_direct(tmp_path / "log", os.O_RDONLY)
+    try:
+        assert pread(fd, 10, 5) == bytes(range(5, 15))
+        assert not is_direct(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_appending_goes_on_until_all_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: bool
+) -> None:
+    rng = random.Random(3)
+    buffers = random_buffers(rng, 30) + [b"x"] * 3000
+
+    def cut(fd: int, pieces: Sequence[bytes]) -> int:
+        return os.write(fd, b"".join(pieces)[: max(1, rng.randint(0, 4096))])
+
+    if short:
+        monkeypatch.setattr(os, "writev", cut)
+    disk = Disk()
+    fd = disk.open_append(tmp_path / "spool")
     try:
         disk.append(fd, buffers)
         disk.sync(fd)
     finally:
         os.close(fd)
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("short", [False, True])
-def test_all_is_written_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, short: bool
-) -> None:
-    rng = random.Random(seed)
-    sizes = [
-        rng.choice([0, 1, 70, 1100, 65_536, rng.randint(0, 2 * PIECE_BYTES)]) for _ in range(60)
-    ]
-    buffers = [rng.randbytes(size) for size in sizes] + [b"x"] * 3000
-
-    def cut(fd: int, pieces: Sequence[bytes], *rest: Any) -> int:
-        return os.write(fd, b"".join(pieces)[: max(1, rng.randint(0, 4096))])
-
-    if short:
-        monkeypatch.setattr(os, "writev", cut)
-    assert appended(tmp_path / "log", buffers) == b"".join(buffers)
+    assert (tmp_path / "spool").read_bytes() == b"".join(buffers)
 
 
 def test_the_disk_begins_with_a_large_commit_and_not_with_a_small_one(
@@ -54,11 +225,28 @@ def test_the_disk_begins_with_a_large_commit_and_not_with_a_small_one(
         begin_writeback(fd)
 
     monkeypatch.setattr(files, "begin_writeback", noted)
-    frame = bytes(65_536)
-    appended(tmp_path / "small", [frame])
-    assert begun == []
-    appended(tmp_path / "large", [frame] * (2 * PIECE_BYTES // len(frame) + 1))
-    assert begun == [PIECE_BYTES, 2 * PIECE_BYTES]
+    for disk, expected in (
+        (CachedDisk(), [PIECE_BYTES, 2 * PIECE_BYTES]),
+        (Disk(), []),  # what is written directly is on its way at once
+    ):
+        if not expected and not is_direct_here(tmp_path):
+            continue
+        begun.clear()
+        file = LogFile(disk, tmp_path / disk.__class__.__name__, 0, Stage(4 * PIECE_BYTES))
+        file.append([bytes(65_536)])
+        assert begun == []
+        file.cut(0)
+        file.append([bytes(65_536)] * (2 * PIECE_BYTES // 65_536 + 1))
+        assert begun == expected
+        file.close()
+
+
+def is_direct_here(directory: Path) -> bool:
+    fd = Disk().open_log(directory / "direct")
+    try:
+        return is_direct(fd)
+    finally:
+        os.close(fd)
 
 
 def test_the_hint_never_fails() -> None:

@@ -16,8 +16,8 @@ from benchmarks.producers import cut
 from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
-from gputel.broker.read_ahead import AHEAD_BYTES_MAX, READ_BYTES_MAX
 from gputel.broker.publish_stream import PublishStream
+from gputel.broker.read_ahead import READ_BYTES_MAX
 from support.brokers import serving
 
 TOPIC = "many"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 
 from gputel import limits
 from gputel.broker.engine import PartitionFailed, Record
-from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.disk import BLOCK_BYTES, Disk
 from gputel.broker.engine.embedded import EmbeddedEngine, Topic
 from gputel.broker.engine.partition import Partition
 from gputel.broker.settings import BrokerSettings
@@ -229,14 +229,14 @@ class BrokenDisk(Disk):
     """Fails when told to."""
 
     def __init__(self) -> None:
-        self.append_errno = 0
+        self.write_errno = 0
         self.sync_errno = 0
 
-    def append(self, fd: int, buffers: Sequence[bytes]) -> None:
-        if self.append_errno:
-            super().append(fd, [b"".join(buffers)[:70]])  # a part gets through
-            raise OSError(self.append_errno, "injected")
-        super().append(fd, buffers)
+    def write(self, fd: int, data: memoryview, position: int) -> None:
+        if self.write_errno:
+            super().write(fd, data[:BLOCK_BYTES], position)  # a part gets through
+            raise OSError(self.write_errno, "injected")
+        super().write(fd, data, position)
 
     def sync(self, fd: int) -> None:
         if self.sync_errno:
@@ -274,11 +274,11 @@ async def test_a_full_disk_makes_producers_wait_and_loses_nothing(tmp_path: Path
         topic = await engine.open_topic("t")
         partition = topic.partitions[0]
         await store(topic, 1, 5)
-        disk.append_errno = errno.ENOSPC
+        disk.write_errno = errno.ENOSPC
         tickets = publish(topic, 6, 20)
         await until(lambda: engine.throttle_ms() > 0)
         assert not partition.is_durable(tickets[0])
-        disk.append_errno = 0
+        disk.write_errno = 0
         await until(lambda: partition.is_durable(tickets[-1]))
         await until(lambda: engine.throttle_ms() == 0)
         assert [r.sequence for r in await read_all(partition)] == list(range(1, 26))
@@ -292,7 +292,7 @@ async def test_the_backlog_is_bounded(tmp_path: Path) -> None:
     disk = BrokenDisk()
     async with opened(tmp_path, disk=disk) as engine:
         topic = await engine.open_topic("t")
-        disk.append_errno = errno.ENOSPC
+        disk.write_errno = errno.ENOSPC
         sequence = 0
         while topic.partitions[0].pending_bytes < limits.PENDING_BYTES_MAX:
             sequence += 1
@@ -300,7 +300,7 @@ async def test_the_backlog_is_bounded(tmp_path: Path) -> None:
         waiting = asyncio.create_task(engine.room())
         await until(lambda: engine.throttle_ms() > 0)
         assert not waiting.done()
-        disk.append_errno = 0
+        disk.write_errno = 0
         await asyncio.wait_for(waiting, 10)
 
 

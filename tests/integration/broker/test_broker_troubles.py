@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ from gputel.observe import Health, Telemetry
 class BrokenDisk(Disk):
     """Fails when told to."""
 
-    append_errno = 0
+    write_errno = 0
     sync_errno = 0
     failed_syncs = 0
 
-    def append(self, fd: int, buffers: Sequence[bytes]) -> None:
-        if self.append_errno:
-            raise OSError(self.append_errno, "injected")
-        super().append(fd, buffers)
+    def write(self, fd: int, data: memoryview, position: int) -> None:
+        if self.write_errno:
+            raise OSError(self.write_errno, "injected")
+        super().write(fd, data, position)
 
     def sync(self, fd: int) -> None:
         if self.sync_errno:
@@ -97,13 +97,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_a_full_disk_throttles_and_acknowledges_later(broker: Broker) -> None:
     async with asyncio.timeout(20), publishing(broker) as call:
-        broker.disk.append_errno = errno.ENOSPC
+        broker.disk.write_errno = errno.ENOSPC
         await send(call, 1)
         await until(lambda: broker.health.readiness()["disk"] is not None)
         await send(call, 2)
         assert (await call.read()).throttle.delay_ms > 0
         assert broker.health.liveness()["partitions"] is None
-        broker.disk.append_errno = 0
+        broker.disk.write_errno = 0
         acked = 0
         while acked < 2:
             acked = max(acked, (await call.read()).ack.sequence)

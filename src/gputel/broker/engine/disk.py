@@ -18,6 +18,7 @@ from gputel.limits import KIB, MIB
 BLOCK_BYTES: Final = 4 * KIB
 PIECE_BYTES: Final = 512 * KIB
 _READ_BYTES: Final = 1 * MIB + 128 * KIB  # one transfer from the disk
+_TRIES: Final = 16
 _NO_DIRECT: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _IOV_MAX: Final = 1024  # UIO_MAXIOV of Linux
 _SYNC_FILE_RANGE_WRITE: Final = 2
@@ -49,6 +50,11 @@ def is_direct(fd: int) -> bool:
     return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
 
 
+def leave_direct(fd: int) -> None:
+    """Use the page cache from now on."""
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+
+
 def open_direct(path: Path, flags: int) -> int:
     """A descriptor that passes the page cache by, where the file system can; OSError."""
     flags |= os.O_CLOEXEC
@@ -71,8 +77,17 @@ _reading: Final = _ReadingStage()
 
 def pread(fd: int, count: int, position: int) -> bytes:
     """Up to `count` bytes at `position`, fewer where the file ends, of any descriptor. OSError."""
-    if not is_direct(fd):
-        return os.pread(fd, count, position)
+    if is_direct(fd):
+        try:
+            return _pread_blocks(fd, count, position)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            leave_direct(fd)  # some file systems open a file so, and then refuse to read it
+    return os.pread(fd, count, position)
+
+
+def _pread_blocks(fd: int, count: int, position: int) -> bytes:
     if _reading.view is None:
         _reading.view = memoryview(mmap.mmap(-1, _READ_BYTES + BLOCK_BYTES))
     view, pieces = _reading.view, []
@@ -92,12 +107,9 @@ def pread(fd: int, count: int, position: int) -> bytes:
 class Disk:
     """Real files. Every method may block and raises OSError."""
 
-    def open_log(self, path: Path, *, direct: bool = True) -> int:
-        """A descriptor for `write`, which passes the page cache by where it can, and `direct`."""
-        flags = os.O_RDWR | os.O_CREAT
-        if direct:
-            return open_direct(path, flags)
-        return os.open(path, flags | os.O_CLOEXEC, 0o640)
+    def open_log(self, path: Path) -> int:
+        """A descriptor for `write`, which passes the page cache by where it can."""
+        return open_direct(path, os.O_RDWR | os.O_CREAT)
 
     def write(self, fd: int, data: memoryview, position: int) -> None:
         """Write all of `data` at `position`: whole blocks where `fd` is direct.
@@ -107,23 +119,22 @@ class Disk:
         """
         direct = is_direct(fd)
         while data:
-            piece = data if direct else data[:PIECE_BYTES]
-            written = os.pwrite(fd, piece, position)
             if direct:
-                written = self._whole_blocks(fd, piece, position, written)
+                written = self._write_blocks(fd, data, position)
+            else:
+                written = os.pwrite(fd, data[:PIECE_BYTES], position)
             data = data[written:]
             position += written
             if data and not direct:
                 begin_writeback(fd)
 
-    def _whole_blocks(self, fd: int, piece: memoryview, position: int, written: int) -> int:
-        """How many of the bytes written count: the rest of a block is written again with it."""
-        if written < BLOCK_BYTES:
-            # The kernel says why once it can take nothing at all, as of a disk that is full.
-            written = os.pwrite(fd, piece, position)
-        if written < BLOCK_BYTES:
-            raise OSError(errno.EIO, f"a block of {BLOCK_BYTES} bytes is written in part only")
-        return written - written % BLOCK_BYTES
+    def _write_blocks(self, fd: int, data: memoryview, position: int) -> int:
+        """Write some of the blocks; a block that was written in part is to be written again."""
+        for _ in range(_TRIES):
+            written = os.pwrite(fd, data, position)
+            if written >= BLOCK_BYTES:
+                return written - written % BLOCK_BYTES
+        raise OSError(errno.EIO, f"the disk takes no whole block of {BLOCK_BYTES} bytes")
 
     def open_append(self, path: Path) -> int:
         """A descriptor that appends to `path`, which is made when missing."""

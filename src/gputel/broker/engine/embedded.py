@@ -276,9 +276,7 @@ class EmbeddedEngine:
                 accepted=self.committer.accepted,
             )
             durable = recovered.producers.copy()
-            writer = await self._call(
-                Writer, partition, durable, self._disk, self.committer.stage
-            )
+            writer = await self._call(Writer, partition, durable, self._disk, self.committer.stage)
             self.committer.add(writer)
             partitions.append(partition)
         topic = Topic(opened.name, opened.id, tuple(partitions))

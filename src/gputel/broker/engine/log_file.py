@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from gputel import limits
-from gputel.broker.engine.disk import BLOCK_BYTES, Disk, is_direct, pread
+from gputel.broker.engine.disk import BLOCK_BYTES, Disk, is_direct, leave_direct, pread
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,7 @@ class LogFile:
             # Some file systems open a file so, and then refuse to write it.
             log.info("%s is written through the page cache: %s", self._path, error.strerror)
             self.cut(self.size_bytes)
-            os.close(self._fd)
-            self._fd = self._disk.open_log(self._path, direct=False)
+            leave_direct(self._fd)
             self._direct, self._last = False, b""
             self._append(buffers)
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.disk import BLOCK_BYTES, Disk
+from gputel.broker.engine.log_file import LogFile, Stage
 from gputel.broker.engine.partition import Partition
 from gputel.clock import Clock
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 PROBE_FIRST_S: Final = 1.0
 PROBE_LAST_S: Final = 60.0
-PROBE_BYTES: Final = 4096
+PROBE_BYTES: Final = BLOCK_BYTES
 
 
 async def until_mendable(
@@ -52,10 +52,10 @@ async def until_mendable(
 def probe(directory: Path, disk: Disk) -> None:
     """Write and sync a file in `directory`, and remove it. Blocks; OSError."""
     path = directory / "probe"
-    fd = disk.open_append(path)
+    file = LogFile(disk, path, 0, Stage(PROBE_BYTES))
     try:
-        disk.append(fd, [bytes(PROBE_BYTES)])
-        disk.sync(fd)
+        file.append([bytes(PROBE_BYTES)])
+        file.sync()
     finally:
-        os.close(fd)
+        file.close()
         path.unlink(missing_ok=True)

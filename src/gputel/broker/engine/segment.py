@@ -245,7 +245,7 @@ class Segment:
         return part._replace(next_offset=end_offset)
 
     def _position_of(self, fd: int, offset: int) -> int:
-        """Where to begin to look for `offset`; what a restart left behind is indexed up to there."""
+        """Where to begin to look for `offset`; what a restart left is indexed up to there."""
         if self._indexed_bytes < self.size_bytes and offset > self._indexed_offset:
             for found in walk(fd, self.size_bytes, position=self._indexed_bytes):
                 self._pass(found)
