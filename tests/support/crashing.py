@@ -220,7 +220,7 @@ def write_short(plan: Plan) -> None:
         return pwrite(fd, data[: part(len(data), unit)], position)
 
     os.writev = short_writev  # type: ignore[assignment]
-    os.pwrite = short_pwrite  # type: ignore[assignment]
+    os.pwrite = short_pwrite
 
 
 async def main(plan: Plan) -> None:

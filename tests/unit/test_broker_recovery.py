@@ -1,11 +1,13 @@
 """What is left of a log after a crash: only what was never acknowledged may go."""
 
 import os
+import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.disk import BLOCK_BYTES, Disk
 from gputel.broker.engine.producers import Mark, Producers
 from gputel.broker.engine.record import Located, Record, decode, encode_head
 from gputel.broker.engine.recovery import Recovered, recover
@@ -77,6 +79,77 @@ def test_damage_in_an_older_commit_stays_and_is_reported(tmp_path):
         assert found.gaps == [Gap(ends[0], ends[1])]
         part = found.segments[0].read(0, 5, 100, 1 << 20)
         assert [record.offset for record in part.records] == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("zeros", [1, 70, BLOCK_BYTES - 1])
+def test_what_fills_the_last_block_is_cut_off_without_a_word(tmp_path, caplog, zeros):
+    data, ends = write_log([2, 3])
+    found = recover_from(tmp_path, data + bytes(zeros))
+    assert facts(found) == (5, ends[-1], 0, 5)
+    assert found.torn_bytes == 0
+    assert not caplog.records
+    assert Segment.named(tmp_path, 0).read_bytes() == data
+
+
+@pytest.mark.parametrize("tail", [bytes(BLOCK_BYTES), bytes(100) + b"x", b"GQR1" + bytes(100)])
+def test_what_fills_no_block_is_torn(tmp_path, caplog, tail):
+    data, ends = write_log([2, 3])
+    found = recover_from(tmp_path, data + tail)
+    assert facts(found) == (5, ends[-1], 0, 5)
+    assert found.torn_bytes == len(tail)
+    assert "torn tail" in caplog.text
+
+
+def test_zeros_at_the_end_of_a_segment_that_was_left_are_damage(tmp_path):
+    """It ended with its last record when the next one began."""
+    data, ends = write_log([1] * 5)
+    Segment.named(tmp_path, 5).write_bytes(b"")
+    found = recover_from(tmp_path, data[: ends[3]] + bytes(ends[4] - ends[3]))
+    part = found.segments[0].read(0, 5, 100, 1 << 20)
+    assert [record.offset for record in part.records] == [0, 1, 2, 3]
+    assert part.gaps == [Gap(ends[3], ends[4])]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_segment_is_indexed_by_whoever_reads_it(tmp_path, seed):
+    """From anywhere, also behind damage, by several at once: what is asked for is found."""
+    rng = random.Random(seed)
+    data, positions, offset = b"", [], 0
+    while len(data) < 3 << 20:
+        payload = rng.randbytes(rng.choice([0, 10, 1000, 30_000, 100_000]))
+        record = Record(offset, 1, "p", 1, offset + 1, b"k", payload)
+        positions.append(len(data))
+        data += encode_head(record, 0) + payload
+        offset += rng.choice([1, 1, 1, 5])
+        positions += [-1] * (offset - len(positions))
+    damaged = rng.sample([i for i, position in enumerate(positions) if position >= 0], 3)
+    for number in damaged:
+        data = flipped(data, positions[number] + 8)
+    path = Segment.named(tmp_path, 0)
+    path.write_bytes(data)
+    sound = [i for i, position in enumerate(positions) if position >= 0 and i not in damaged]
+    segment = Segment(path, 0, len(data))
+
+    def look(own: int) -> None:
+        rng = random.Random(own)
+        for _ in range(30):
+            first = rng.choice([0, offset - 1, rng.randrange(offset)])
+            messages_max, bytes_max = rng.choice([1, 7, 1000]), rng.choice([1, 50_000, 1 << 20])
+            part = segment.read(first, offset, messages_max, bytes_max)
+            expected = [i for i in sound if i >= first]
+            got = [record.offset for record in part.records]
+            assert got == expected[: len(got)]
+            assert got or not expected
+            assert len(got) <= messages_max
+            assert sum(len(record.payload) for record in part.records[1:]) <= bytes_max
+            rest = expected[len(got) :]
+            assert part.next_offset == (rest[0] if rest else offset) or (
+                got and part.next_offset == got[-1] + 1
+            )
+
+    with ThreadPoolExecutor(4) as readers:
+        for done in [readers.submit(look, seed * 10 + number) for number in range(4)]:
+            done.result()
 
 
 def test_a_walk_finds_records_behind_damage_larger_than_its_window(tmp_path):

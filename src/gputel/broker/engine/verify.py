@@ -80,6 +80,7 @@ def _verify_segment(segment: Segment, verdict: Verdict, *, last: bool) -> None:
             verdict.tail_bytes = 0
             if not isinstance(found, Located):
                 if last and found.end == segment.size_bytes and is_padding(fd, found):
+                    verdict.size_bytes -= found.end - found.position
                     return
                 verdict.tail_bytes = found.end - found.position
                 continue
