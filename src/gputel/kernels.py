@@ -1,6 +1,6 @@
 """The only door to the kernels.
 
-    ring, columns, codec, batches, chunk_rows, minutes, pgcopy, pgcopy_rows, nvml
+    ring, columns, codec, batches, records, chunk_rows, minutes, pgcopy, pgcopy_rows, nvml
         native (gputel._native), or the readable twins (gputel._reference) where
         GPUTEL_KERNELS=reference asks for them
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gputel._reference.batches import DeliveryFields, MessageFields
 from gputel._reference.pgcopy import FieldType
+from gputel._reference.records import MAGIC as RECORD_MAGIC
 from gputel.chunks import ChunkHeader, DecodedChunk, RowBlock
 from gputel.plan import Plan
 from gputel.rows import MinuteStatistics, Sealed, WhenFull, row_dtype
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from gputel._native.nvml import Sweeper
     from gputel._native.pgcopy import CopyStream
     from gputel._native.pgcopy_rows import CopyRows
+    from gputel._native.records import decode_records, encode_records
     from gputel._native.ring import Ring
 elif NATIVE:
     try:
@@ -52,6 +54,7 @@ elif NATIVE:
         from gputel._native.nvml import Sweeper
         from gputel._native.pgcopy import CopyStream
         from gputel._native.pgcopy_rows import CopyRows
+        from gputel._native.records import decode_records, encode_records
         from gputel._native.ring import Ring
     except ImportError as error:
         raise ImportError(
@@ -73,6 +76,7 @@ else:
     from gputel._reference.nvml import Sweeper
     from gputel._reference.pgcopy import CopyStream
     from gputel._reference.pgcopy_rows import CopyRows
+    from gputel._reference.records import decode_records, encode_records
     from gputel._reference.ring import Ring
 
 
@@ -86,6 +90,7 @@ def nvml_sweeper(
 
 __all__ = [
     "NATIVE",
+    "RECORD_MAGIC",
     "ChunkHeader",
     "ChunkRows",
     "Columns",
@@ -104,9 +109,11 @@ __all__ = [
     "decode_chunk",
     "decode_deliveries",
     "decode_messages",
+    "decode_records",
     "encode_chunk",
     "encode_deliveries",
     "encode_messages",
+    "encode_records",
     "minute_statistics",
     "nvml_sweeper",
     "read_chunk_header",

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from gputel import broker
+from gputel._reference.records import encode_record
 from gputel.broker import StartAt
 from gputel.broker.engine.disk import BLOCK_BYTES
 from gputel.broker.engine.log_file import LogFile, Stage
+from gputel.broker.engine.record import Record
 from support.crashing import FULL_S, JUMPS_S, SECTOR_BYTES, CrashingDisk, Plan, write_short
 from support.proxy import Proxy
 
@@ -30,15 +32,19 @@ def disk(tmp_path: Path, **chances: float) -> tuple[CrashingDisk, LogFile]:
     return broken, LogFile(broken, tmp_path / "log", 0, Stage(16 * BLOCK_BYTES))
 
 
+def record(payload: bytes, offset: int = 0) -> Record:
+    return Record(offset, 1, "p", 1, offset + 1, b"", payload)
+
+
 @pytest.mark.parametrize(
     ("chance", "number"), [("full_chance", errno.ENOSPC), ("write_error_chance", errno.EIO)]
 )
 def test_writes_fail_and_leave_a_part(tmp_path: Path, chance: str, number: int) -> None:
     _, file = disk(tmp_path, **{chance: 1})
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the number says which
-        file.append([b"x" * 3 * BLOCK_BYTES])
+        file.append([record(b"x" * 3 * BLOCK_BYTES)], 0)
     assert caught.value.errno == number
-    assert (tmp_path / "log").stat().st_size <= 3 * BLOCK_BYTES
+    assert (tmp_path / "log").stat().st_size <= 4 * BLOCK_BYTES
     assert file.size_bytes == 0
     file.close()
     assert (tmp_path / "log").stat().st_size == 0
@@ -49,7 +55,7 @@ def test_a_full_disk_stays_full_for_a_while(tmp_path: Path) -> None:
     started = time.monotonic()
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
-            file.append([b"x"])
+            file.append([record(b"x")], 0)
     assert broken._full_until >= started + FULL_S
     file.close()
 
@@ -73,10 +79,12 @@ def test_writes_come_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "pwrite", os.pwrite)
     write_short(Plan(str(tmp_path), short_write_chance=0.7))
     _, file = disk(tmp_path)
-    data = random.Random(1).randbytes(15 * BLOCK_BYTES)
-    file.append([data[:5000], data[5000:]])  # goes on until all is written
+    data = random.Random(1).randbytes(13 * BLOCK_BYTES)
+    records = [record(data[:5000]), record(data[5000:], 1)]
+    file.append(records, 0)  # goes on until all is written
     file.close()
-    assert (tmp_path / "log").read_bytes() == data
+    expected = encode_record(records[0], 0) + encode_record(records[1], 1)
+    assert (tmp_path / "log").read_bytes() == expected
 
 
 class PowerLost(BaseException):
@@ -96,15 +104,16 @@ def test_the_power_cut_drops_what_was_not_synced(
     seed = random.randrange(2**16)
     print(f"seed {seed}")
     torn = unnamed = 0
+    synced = record(b"s" * 1000)
     for number in range(200):
         path = tmp_path / str(number)
         path.mkdir()
         broken, file = disk(path, seed=seed + number, power_loss_after=6)
-        file.append([b"s" * 1000])
+        file.append([synced], 0)
         file.sync()
         if number % 2:
             broken.sync_dir(path)
-        file.append([b"u" * 8 * SECTOR_BYTES])
+        file.append([record(b"u" * 8 * SECTOR_BYTES, 1)], 1)
         with pytest.raises(PowerLost):
             file.sync()
         if not number % 2 and not (path / "log").exists():
@@ -113,9 +122,10 @@ def test_the_power_cut_drops_what_was_not_synced(
             continue
         data = (path / "log").read_bytes()
         file.close()
-        assert data[:1000] == b"s" * 1000
-        lost = data[1000 : 1000 + 8 * SECTOR_BYTES]
-        torn += len(lost) < 8 * SECTOR_BYTES or b"\0" in lost
+        kept = encode_record(synced, 0)
+        assert data[: len(kept)] == kept
+        lost = data[-8 * SECTOR_BYTES :].rstrip(b"\0")
+        torn += lost != b"u" * 8 * SECTOR_BYTES
     assert torn >= 90
     assert 20 <= unnamed <= 80
 

@@ -137,7 +137,7 @@ class CrashingDisk(Disk):
         if time.monotonic() < self._full_until:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    def append(self, fd: int, buffers: Sequence[bytes]) -> None:
+    def append(self, fd: int, buffers: Sequence[bytes | bytearray]) -> None:
         with self._lock:
             self._check_full()
             trouble = self._trouble()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gputel._reference.records import encode_record
 from gputel.broker.engine import disk as files
 from gputel.broker.engine.disk import (
     BLOCK_BYTES,
@@ -22,8 +23,9 @@ from gputel.broker.engine.disk import (
     pread,
 )
 from gputel.broker.engine.log_file import LogFile, Stage
+from gputel.broker.engine.record import Record, record_bytes
 
-STAGE_BYTES = 4 * BLOCK_BYTES
+STAGE_BYTES = 64 * BLOCK_BYTES
 
 
 class CachedDisk(Disk):
@@ -44,18 +46,27 @@ class RefusingDisk(Disk):
         super().write(fd, data, position)
 
 
-def random_buffers(rng: random.Random, count: int) -> list[bytes]:
-    sizes = [
-        0,
-        1,
-        70,
-        1100,
-        BLOCK_BYTES - 1,
-        BLOCK_BYTES,
-        65_536,
-        STAGE_BYTES,
-        rng.randint(0, 2 * PIECE_BYTES),
-    ]
+class Written:
+    """What a log file is to hold."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self._next_offset = 0
+
+    def commit(self, payloads: Sequence[bytes]) -> tuple[list[Record], int]:
+        """The arguments of `LogFile.append`."""
+        first = self._next_offset
+        records = [
+            Record(offset, 1, "p", 1, offset + 1, b"k", payload)
+            for offset, payload in enumerate(payloads, first)
+        ]
+        self._next_offset += len(records)
+        self.data += b"".join(encode_record(record, record.offset - first) for record in records)
+        return records, first
+
+
+def random_payloads(rng: random.Random, count: int) -> list[bytes]:
+    sizes = [0, 1, 70, 1100, BLOCK_BYTES - 58, BLOCK_BYTES, 65_536, rng.randint(0, 3 * 65_536)]
     return [rng.randbytes(rng.choice(sizes)) for _ in range(count)]
 
 
@@ -82,12 +93,13 @@ def test_commits_lie_behind_one_another(
     if short:
         cut_short(monkeypatch, rng)
     path, stage = tmp_path / "log", Stage(STAGE_BYTES)
-    file, expected = LogFile(disk, path, 0, stage), b""
-    for number in range(30):
-        commit = random_buffers(rng, rng.randint(1, 5))
-        file.append(commit)
+    file, written = LogFile(disk, path, 0, stage), Written()
+    for number in range(25):
+        records, first = written.commit(random_payloads(rng, rng.choice([1, 2, 10])))
+        sizes = file.append(records, first)
+        assert sizes == [record_bytes(record) for record in records]
         file.sync()
-        expected += b"".join(commit)
+        expected = written.data
         assert file.size_bytes == len(expected)
         found = path.read_bytes()
         assert found[: len(expected)] == expected
@@ -108,8 +120,10 @@ def test_a_commit_that_failed_is_cut_off_and_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk
 ) -> None:
     file = LogFile(disk, tmp_path / "log", 0, Stage(STAGE_BYTES))
-    commits = [os.urandom(size) for size in (5000, 3 * STAGE_BYTES, 100)]
-    file.append([commits[0]])
+    written = Written()
+    file.append(*written.commit([os.urandom(5000)]))
+    before = written.data
+    large = written.commit([os.urandom(STAGE_BYTES // 2)] * 5)
     whole, left = os.pwrite, [STAGE_BYTES]
 
     def full(fd: int, data: Any, position: int) -> int:
@@ -122,25 +136,28 @@ def test_a_commit_that_failed_is_cut_off_and_written_again(
     monkeypatch.setattr(os, "pwrite", full)
     for _ in range(3):
         with pytest.raises(OSError, match="No space"):
-            file.append([commits[1]])
-        file.cut(5000)
-        assert (tmp_path / "log").read_bytes() == commits[0]
+            file.append(*large)
+        file.cut(len(before))
+        assert (tmp_path / "log").read_bytes() == before
         left[0] = BLOCK_BYTES
     monkeypatch.undo()
-    file.append(commits[1:])
+    file.append(*large)
+    file.append(*written.commit([b"", b"x" * 100]))
     file.close()
-    assert (tmp_path / "log").read_bytes() == b"".join(commits)
+    assert (tmp_path / "log").read_bytes() == written.data
 
 
 def test_what_a_failed_sync_left_is_cut_off(tmp_path: Path) -> None:
     file = LogFile(Disk(), tmp_path / "log", 0, Stage(STAGE_BYTES))
-    first, second, third = os.urandom(5000), os.urandom(9000), os.urandom(10)
-    file.append([first])
-    file.append([second])
-    file.cut(5000)
-    file.append([third])
+    written = Written()
+    file.append(*written.commit([os.urandom(5000)]))
+    before = written.data
+    file.append(*written.commit([os.urandom(9000)]))
+    written.data = before
+    file.cut(len(before))
+    file.append(*written.commit([os.urandom(10)]))
     file.close()
-    assert (tmp_path / "log").read_bytes() == first + third
+    assert (tmp_path / "log").read_bytes() == written.data
 
 
 def test_a_disk_that_takes_no_whole_block_is_an_error(
@@ -153,7 +170,7 @@ def test_a_disk_that_takes_no_whole_block_is_an_error(
     whole = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, position: whole(fd, data[:512], position))
     with pytest.raises(OSError, match="takes no whole block of 4096 bytes"):
-        file.append([b"x"])
+        file.append(*Written().commit([b"x"]))
     monkeypatch.undo()
     file.close()
 
@@ -198,7 +215,7 @@ def test_appending_goes_on_until_all_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: bool
 ) -> None:
     rng = random.Random(3)
-    buffers = random_buffers(rng, 30) + [b"x"] * 3000
+    buffers = random_payloads(rng, 30) + [b"x"] * 3000
 
     def cut(fd: int, pieces: Sequence[bytes]) -> int:
         return os.write(fd, b"".join(pieces)[: max(1, rng.randint(0, 4096))])
@@ -233,10 +250,10 @@ def test_the_disk_begins_with_a_large_commit_and_not_with_a_small_one(
             continue
         begun.clear()
         file = LogFile(disk, tmp_path / disk.__class__.__name__, 0, Stage(4 * PIECE_BYTES))
-        file.append([bytes(65_536)])
+        file.append(*Written().commit([bytes(65_536)]))
         assert begun == []
         file.cut(0)
-        file.append([bytes(65_536)] * (2 * PIECE_BYTES // 65_536 + 1))
+        file.append(*Written().commit([bytes(65_536)] * (2 * PIECE_BYTES // 65_536 + 1)))
         assert begun == expected
         file.close()
 

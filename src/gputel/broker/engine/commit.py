@@ -22,7 +22,7 @@ from gputel.broker.engine.log_file import LogFile, Stage
 from gputel.broker.engine.memory import Block
 from gputel.broker.engine.partition import Partition
 from gputel.broker.engine.producers import Mark, Producers
-from gputel.broker.engine.record import encode_head
+from gputel.broker.engine.record import record_bytes
 from gputel.broker.engine.recovery import create
 from gputel.broker.engine.segment import Segment
 from gputel.broker.settings import BrokerSettings
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 HOUSEKEEPING_S = 0.25
-JOIN_BYTES_MAX = 4 * limits.KIB  # a smaller payload is cheaper to copy than to point at
 
 
 class SyncFailed(OSError):
@@ -84,21 +83,12 @@ class Writer:
         tried again, except after SyncFailed.
         """
         records = [record for block in blocks for record in block.records]
-        buffers: list[bytes] = []
-        sizes: list[int] = []
-        for record in records:
-            head = encode_head(record, record.offset - self._unsynced_offset)
-            if len(record.payload) <= JOIN_BYTES_MAX:
-                buffers.append(head + record.payload)
-            else:
-                buffers += (head, record.payload)
-            sizes.append(len(head) + len(record.payload))
-        added_bytes = sum(sizes)
+        added_bytes = sum(map(record_bytes, records))
         active = self._active
         if active.size_bytes and active.size_bytes + added_bytes > segment_bytes:
             active = self._roll(records[0].offset)
         try:
-            self._file.append(buffers)
+            sizes = self._file.append(records, self._unsynced_offset)
             if sync:
                 self.sync()
         except OSError as error:

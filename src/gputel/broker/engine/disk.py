@@ -140,7 +140,7 @@ class Disk:
         """A descriptor that appends to `path`, which is made when missing."""
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
 
-    def append(self, fd: int, buffers: Sequence[bytes]) -> None:
+    def append(self, fd: int, buffers: Sequence[bytes | bytearray]) -> None:
         """Write all of `buffers` behind one another to a descriptor of `open_append`."""
         for first in range(0, len(buffers), _IOV_MAX):
             piece = buffers[first : first + _IOV_MAX]

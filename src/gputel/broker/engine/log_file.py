@@ -28,11 +28,16 @@ from typing import Final
 
 from gputel import limits
 from gputel.broker.engine.disk import BLOCK_BYTES, Disk, is_direct, leave_direct, pread
+from gputel.broker.engine.record import Record
+from gputel.kernels import encode_records
 
 log = logging.getLogger(__name__)
 
 STAGE_BYTES: Final = limits.COMMIT_BYTES_MAX + limits.MIB  # a commit with its heads, mostly
 _ZEROS: Final = bytes(BLOCK_BYTES)
+
+assert STAGE_BYTES % BLOCK_BYTES == 0
+assert STAGE_BYTES >= limits.RECORD_BYTES_MAX + 2 * BLOCK_BYTES
 
 
 class Stage:
@@ -65,10 +70,14 @@ class LogFile:
             used = self.size_bytes % BLOCK_BYTES
             self._last = pread(self._fd, used, self.size_bytes - used)
 
-    def append(self, buffers: Sequence[bytes]) -> None:
-        """Write all of `buffers` behind one another. After an error, `cut` before going on."""
+    def append(self, records: Sequence[Record], unsynced_offset: int) -> list[int]:
+        """Write `records` behind what is there; returns the size of each.
+
+        `unsynced_offset` is the first that is not durable yet. After an error, `cut` before
+        going on.
+        """
         try:
-            self._append(buffers)
+            return self._append(records, unsynced_offset)
         except OSError as error:
             if error.errno != errno.EINVAL or not self._direct:
                 raise
@@ -77,34 +86,28 @@ class LogFile:
             self.cut(self.size_bytes)
             leave_direct(self._fd)
             self._direct, self._last = False, b""
-            self._append(buffers)
+            return self._append(records, unsynced_offset)
 
-    def _append(self, buffers: Sequence[bytes]) -> None:
-        stage, room = self._stage, len(self._stage)
-        filled = len(self._last)
-        position = self.size_bytes - filled
-        stage[:filled] = self._last
-        for buffer in buffers:
-            rest: bytes | memoryview = buffer
-            while len(rest) >= room - filled:
-                taken = room - filled
-                rest = memoryview(rest)
-                stage[filled:] = rest[:taken]
-                rest = rest[taken:]
-                self._disk.write(self._fd, stage, position)
-                position += room
-                filled = 0
-            stage[filled : filled + len(rest)] = rest
-            filled += len(rest)
-        end = start = filled
-        if self._direct:
-            start = filled - filled % BLOCK_BYTES
-            end = filled + -filled % BLOCK_BYTES
-            stage[filled:end] = _ZEROS[: end - filled]
-        if end:
+    def _append(self, records: Sequence[Record], unsynced_offset: int) -> list[int]:
+        stage, last = self._stage, self._last
+        sizes: list[int] = []
+        position = self.size_bytes - len(last)
+        while len(sizes) < len(records):
+            stage[: len(last)] = last
+            filled, taken = encode_records(records, len(sizes), unsynced_offset, stage, len(last))
+            assert taken, "a record and a block fit the stage"
+            sizes += taken
+            start = end = filled
+            if self._direct:
+                start -= filled % BLOCK_BYTES
+                end += -filled % BLOCK_BYTES
+                stage[filled:end] = _ZEROS[: end - filled]
             self._disk.write(self._fd, stage[:end], position)
-        self._last = bytes(stage[start:filled])
-        self.size_bytes = position + filled
+            position += start
+            last = bytes(stage[start:filled])
+        self._last = last
+        self.size_bytes = position + len(last)
+        return sizes
 
     def sync(self) -> None:
         """Return once what was appended is durable."""

@@ -8,7 +8,7 @@ from collections import deque
 import msgspec
 
 from gputel import limits
-from gputel.broker.engine.record import HEADER_BYTES, Record
+from gputel.broker.engine.record import Record
 
 
 class Block(msgspec.Struct, frozen=True, gc=False):
@@ -23,7 +23,7 @@ class Block(msgspec.Struct, frozen=True, gc=False):
 
 def cost_bytes(key: bytes, payload: bytes) -> int:
     """What a record counts in memory: an empty payload isn't free."""
-    return HEADER_BYTES + len(key) + len(payload)
+    return limits.RECORD_HEADER_BYTES + len(key) + len(payload)
 
 
 class Tail:

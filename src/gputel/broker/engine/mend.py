@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 from gputel.broker.engine.disk import BLOCK_BYTES, Disk
-from gputel.broker.engine.log_file import LogFile, Stage
+from gputel.broker.engine.log_file import Stage
 from gputel.broker.engine.partition import Partition
 from gputel.clock import Clock
 
@@ -52,10 +53,10 @@ async def until_mendable(
 def probe(directory: Path, disk: Disk) -> None:
     """Write and sync a file in `directory`, and remove it. Blocks; OSError."""
     path = directory / "probe"
-    file = LogFile(disk, path, 0, Stage(PROBE_BYTES))
+    fd = disk.open_log(path)
     try:
-        file.append([bytes(PROBE_BYTES)])
-        file.sync()
+        disk.write(fd, Stage(PROBE_BYTES).view, 0)
+        disk.sync(fd)
     finally:
-        file.close()
+        os.close(fd)
         path.unlink(missing_ok=True)

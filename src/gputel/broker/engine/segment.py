@@ -18,13 +18,16 @@ from gputel import limits
 from gputel.broker.engine import record as layout
 from gputel.broker.engine.disk import BLOCK_BYTES, open_direct, pread
 from gputel.broker.engine.record import Located, Record
+from gputel.kernels import decode_records
+from gputel.limits import RECORD_BYTES_MAX, RECORD_HEADER_BYTES
 
 INDEX_INTERVAL_BYTES = 64 * limits.KIB
 _WINDOW_BYTES = 4 * limits.MIB
+_RUN_RECORDS = 32  # decoded at once: as many frames as two windows of a read have
 SUFFIX = ".log"
 SNAPSHOT_SUFFIX = ".producers"
 
-assert _WINDOW_BYTES >= 2 * layout.RECORD_BYTES_MAX
+assert _WINDOW_BYTES >= 2 * RECORD_BYTES_MAX
 
 
 class Gap(NamedTuple):
@@ -83,23 +86,24 @@ def walk(
     """
     window = _Window(fd, size_bytes, first_bytes, window_bytes)
     while position < size_bytes:
-        buffer, at = window.at(position, layout.HEADER_BYTES)
-        length = layout.length_at(buffer, at)
-        located = None
-        if length is not None and position + length <= size_bytes:
-            buffer, at = window.at(position, length)
-            located = layout.decode(buffer, at)
-        if located is None or located.record.offset < offset_min:
+        buffer, at = window.at(position, RECORD_HEADER_BYTES)
+        run = decode_records(buffer, at, offset_min, _RUN_RECORDS, Record)
+        if not run:
+            length = layout.length_at(buffer, at)
+            if length is not None and position + length <= size_bytes:
+                buffer, at = window.at(position, length)
+                run = decode_records(buffer, at, offset_min, _RUN_RECORDS, Record)
+        if not run:
             found = _resume(window, position + 1, size_bytes, offset_min)
             yield Gap(position, size_bytes if found is None else found.position)
             if found is None:
                 return
-            located = found
-        else:
-            located = located._replace(position=position)
-        yield located
-        position = located.position + located.size_bytes
-        offset_min = located.record.offset + 1
+            run = [(found.record, found.size_bytes, found.in_commit)]
+            position = found.position
+        for record, record_bytes, in_commit in run:
+            yield Located(record, position, record_bytes, in_commit)
+            position += record_bytes
+            offset_min = record.offset + 1
 
 
 def is_padding(fd: int, gap: Gap) -> bool:
@@ -114,10 +118,10 @@ def _resume(window: _Window, position: int, size_bytes: int, offset_min: int) ->
         found = layout.find(buffer, at, offset_min)
         if found is not None:
             return found._replace(position=position - at + found.position)
-        if position - at + len(buffer) >= size_bytes or len(buffer) - at <= layout.RECORD_BYTES_MAX:
+        if position - at + len(buffer) >= size_bytes or len(buffer) - at <= RECORD_BYTES_MAX:
             return None  # the file's end, also of one that somebody has cut
         # A record that begins near the end of this window lies wholly in the next.
-        position += len(buffer) - at - layout.RECORD_BYTES_MAX
+        position += len(buffer) - at - RECORD_BYTES_MAX
     return None
 
 

@@ -1,6 +1,6 @@
 """One frame on its way, and how it lies in a spool. All integers little-endian.
 
-A spool's segment is the broker's (`broker/engine/record.py` draws a record): producer,
+A spool's segment is the broker's (`_reference/records.py` draws a record): producer,
 epoch and sequence are the frame's, the key is its node, `stored_at_ns` is when it was
 sealed. The record's payload is
 
@@ -21,8 +21,7 @@ import struct
 from typing import NamedTuple
 
 from gputel.broker.engine import Record
-from gputel.broker.engine.record import PAYLOAD_BYTES_MAX
-from gputel.limits import FRAME_BYTES_MAX
+from gputel.limits import FRAME_BYTES_MAX, PAYLOAD_BYTES_MAX
 
 _ENVELOPE = struct.Struct("<IB3xQ")
 _EVENTFUL = 1

@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Final
 
 from gputel.broker.engine.disk import Disk
-from gputel.broker.engine.record import Located, encode_head, record_bytes
+from gputel.broker.engine.record import Located, record_bytes
 from gputel.broker.engine.segment import SUFFIX, Gap, Segment, walk
 from gputel.collector.spool.entry import Entry, Key, from_record, to_record
 from gputel.errors import InputError
+from gputel.kernels import encode_records
 from gputel.limits import KIB, MIB
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,6 @@ SEGMENT_BYTES_MAX: Final = 16 * MIB
 #: A segment whose frames are all acknowledged makes place for a new one at this size: small
 #: enough to be deleted before the kernel has written any of it to the disk.
 IDLE_BYTES: Final = 256 * KIB
-_U32_MAX: Final = 2**32 - 1
 
 
 @dataclass(slots=True, eq=False)
@@ -127,14 +127,12 @@ class Spool:
             for i, entry in enumerate(entries)
         ]
         size_bytes = sum(map(record_bytes, records))
-        buffers: list[bytes] = []
-        unsynced = self.unsynced_bytes > 0
-        for i, record in enumerate(records):
-            # The distance to the first unsynced record: here at least to this call's first.
-            in_commit = min(i if not unsynced else record.offset - file.base_offset, _U32_MAX)
-            buffers += (encode_head(record, in_commit), record.payload)
+        # The distance to the first unsynced record: at least to this call's first.
+        unsynced_offset = file.base_offset if self.unsynced_bytes > 0 else self.next_offset
+        data = bytearray(size_bytes)
+        encode_records(records, 0, unsynced_offset, memoryview(data), 0)
         try:
-            self._disk.append(self._active, buffers)
+            self._disk.append(self._active, [data])
         except OSError:
             self._cut(file)
             raise

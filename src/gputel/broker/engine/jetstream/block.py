@@ -30,8 +30,9 @@ import google_crc32c
 
 from gputel import limits
 from gputel.broker.engine import Message
-from gputel.broker.engine.record import PAYLOAD_BYTES_MAX, Record
+from gputel.broker.engine.record import Record
 from gputel.errors import LogCorrupt
+from gputel.limits import PAYLOAD_BYTES_MAX
 
 HEAD: Final = "Gputel-Block"
 MAGIC: Final = b"GQB1"
