@@ -9,7 +9,7 @@ from gputel.broker.engine import Message
 from gputel.broker.engine.disk import Disk
 from gputel.broker.engine.memory import Backlog, Block, Tail, cost_bytes
 from gputel.broker.engine.partition import Partition
-from gputel.broker.engine.record import Record
+from gputel.broker.engine.record import Record, record_bytes
 from gputel.broker.engine.recovery import recover
 from gputel.clock import ManualClock
 
@@ -51,6 +51,7 @@ def test_a_run_is_one_block_and_told_once(tmp_path):
         (2, 9),
     ]
     assert taken.size_bytes == 3 * (limits.RECORD_HEADER_BYTES + 1 + 10) == backlog.size_bytes
+    assert taken.record_bytes == sum(map(record_bytes, taken.records))
     assert partition.extend("q", 1, messages(1)) == 3
     assert told == [partition]
 

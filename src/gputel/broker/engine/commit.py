@@ -22,7 +22,6 @@ from gputel.broker.engine.log_file import LogFile, Stage
 from gputel.broker.engine.memory import Block
 from gputel.broker.engine.partition import Partition
 from gputel.broker.engine.producers import Mark, Producers
-from gputel.broker.engine.record import record_bytes
 from gputel.broker.engine.recovery import create
 from gputel.broker.engine.segment import Segment
 from gputel.broker.settings import BrokerSettings
@@ -83,7 +82,7 @@ class Writer:
         tried again, except after SyncFailed.
         """
         records = [record for block in blocks for record in block.records]
-        added_bytes = sum(map(record_bytes, records))
+        added_bytes = sum(block.record_bytes for block in blocks)
         active = self._active
         if active.size_bytes and active.size_bytes + added_bytes > segment_bytes:
             active = self._roll(records[0].offset)

@@ -2,7 +2,7 @@
 
 <data dir>/lock                                   held by the broker that runs
 <data dir>/topics/<topic>/topic.json              {"partitions": 4, "id": "..."}
-<data dir>/topics/<topic>/<partition>/<offset>.log        segments (record.py)
+<data dir>/topics/<topic>/<partition>/<offset>.log        segments (log_file.py)
 <data dir>/topics/<topic>/<partition>/<offset>.producers  snapshots (producers.py)
 <data dir>/groups/<topic>/<group>.json            {"positions": {"0": 17}}
 """

@@ -20,6 +20,11 @@ class Block(msgspec.Struct, frozen=True, gc=False):
     records: list[Record]
     size_bytes: int
 
+    @property
+    def record_bytes(self) -> int:
+        """What they take in a segment, where each names the producer."""
+        return self.size_bytes + len(self.records) * len(self.records[0].producer.encode())
+
 
 def cost_bytes(key: bytes, payload: bytes) -> int:
     """What a record counts in memory: an empty payload isn't free."""
