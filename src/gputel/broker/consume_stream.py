@@ -21,6 +21,7 @@ from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.cursor import Cursor
 from gputel.broker.engine import PartitionLog, Record
 from gputel.broker.groups import Group, Member
+from gputel.broker.pace import Pace
 from gputel.broker.read_ahead import ReadAhead
 from gputel.broker.statuses import Context, LeaseLost
 from gputel.clock import Clock
@@ -48,6 +49,7 @@ class ConsumeStream:
         self._group = group
         self._logs = logs
         self._ahead = ReadAhead(logs)
+        self._pace = Pace()
         self._clock = clock
         self._wake = asyncio.Event()
         # One object: the partitions' watchers are told apart by it.
@@ -145,7 +147,10 @@ class ConsumeStream:
                     busy |= await self._deliver_again(partition, cursor)
                     busy |= await self._deliver_next(partition, cursor)
             if not busy:
+                had_credit = self.member.has_credit
                 await self._wake.wait()
+                if had_credit and not self._draining:
+                    await self._pace.wait()  # for the messages that come meanwhile
 
     async def _announce(self) -> None:
         if self._announced == self.member.generation:
@@ -247,3 +252,4 @@ class ConsumeStream:
             batch.append((record, attempt))
         if batch:
             await self._context.write(kernels.encode_deliveries(partition, batch))
+            self._pace.wrote()

@@ -19,6 +19,7 @@ from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import names
 from gputel.broker.engine import Engine, Message, PartitionFailed, PartitionLog, TopicLog
+from gputel.broker.pace import Pace
 from gputel.broker.statuses import Context
 from gputel.errors import BrokerUnavailable, FrameTooLarge, InputError, ProducerFenced
 from gputel.kernels import MessageFields
@@ -149,11 +150,16 @@ class PublishStream:
         return bool(self._unacked) and self._unacked[0][0].is_durable(self._unacked[0][1])
 
     async def _acknowledge(self) -> None:
+        pace = Pace()
         while True:
             self._wake.clear()
             sequence = self._pop_durable()
+            if sequence and self._unacked:
+                await pace.wait()  # for the next ack, which says as much
+                sequence = self._pop_durable() or sequence
             if sequence:
                 await self._context.write(mq.PublishResponse(ack=mq.PublishAck(sequence=sequence)))
+                pace.wrote()
             if self._throttle_ms:
                 throttle = mq.Throttle(delay_ms=self._throttle_ms)
                 self._throttle_ms = 0

@@ -22,6 +22,7 @@ from gputel import kernels, limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
 from gputel.broker.background import first_of
+from gputel.broker.pace import Pace
 from gputel.broker.rotation import Rotation
 from gputel.clock import NS_PER_S, Clock
 from gputel.errors import BrokerUnavailable, FrameTooLarge, GputelError, ProducerFenced
@@ -60,6 +61,7 @@ class Publisher:
         self._in_flight: deque[_Message] = deque()
         self._in_flight_bytes = 0
         self._throttled_until_ns = 0
+        self._pace = Pace()
         self._changed = asyncio.Event()  # something for the writer to do
         self._room = asyncio.Event()  # something was acknowledged, or failed
         self._failure: Exception | None = None
@@ -74,6 +76,10 @@ class Publisher:
     def pending_messages(self) -> int:
         """Messages that are not acknowledged yet."""
         return len(self._unsent) + len(self._in_flight)
+
+    @property
+    def _unsent_bytes(self) -> int:
+        return self.pending_size_bytes - self._in_flight_bytes
 
     @property
     def fenced(self) -> ProducerFenced | None:
@@ -96,6 +102,8 @@ class Publisher:
         self._unsent.append(_Message(sequence, key, payload))
         self.pending_size_bytes += len(payload)
         self._changed.set()
+        if self._unsent_bytes >= limits.BATCH_BYTES_MAX:
+            self._pace.hurry()
         return True
 
     async def publish(self, sequence: int, key: str, payload: bytes) -> None:
@@ -208,7 +216,11 @@ class Publisher:
             if wait_ns > 0:
                 await self._clock.sleep(wait_ns / NS_PER_S)
                 continue
-            await call.write(self._take_batch())
+            if self._in_flight and self._unsent_bytes < limits.BATCH_BYTES_MAX:
+                await self._pace.wait()  # for more to go with it
+            if self._unsent:  # right after a reconnect the broker may have had it
+                await call.write(self._take_batch())
+                self._pace.wrote()
 
     def _take_batch(self) -> bytes:
         batch: list[_Message] = []
