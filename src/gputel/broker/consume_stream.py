@@ -93,7 +93,6 @@ class ConsumeStream:
             deliverer.cancel()
             await asyncio.gather(reader, deliverer, return_exceptions=True)
             self._watch(frozenset())
-            self._ahead.keep(frozenset())
 
     async def _read(self) -> None:
         while True:

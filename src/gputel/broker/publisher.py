@@ -218,9 +218,8 @@ class Publisher:
                 continue
             if self._in_flight and self._unsent_bytes < limits.BATCH_BYTES_MAX:
                 await self._pace.wait()  # for more to go with it
-            if self._unsent:  # right after a reconnect the broker may have had it
-                await call.write(self._take_batch())
-                self._pace.wrote()
+            await call.write(self._take_batch())
+            self._pace.wrote()
 
     def _take_batch(self) -> bytes:
         batch: list[_Message] = []
