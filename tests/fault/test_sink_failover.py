@@ -107,6 +107,7 @@ async def stored(store: Store, frames: int) -> None:
     await until(reached, START_DEADLINE_S)
 
 
+@pytest.mark.quiet
 @pytest.mark.timeout(300)
 async def test_a_killed_sink_is_replaced_in_seconds(
     store: Store,
