@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -32,16 +33,19 @@ class Served:
             feed(self.exporter, clock, slot, {metric.name: 7 for metric in METRICS})
         self._app = exporter_app(self.exporter, "dcgm")
         self.asked = 0
+        self.takes_s = 0.0
         self.guard = Guard()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked += 1
+        await asyncio.sleep(self.takes_s)
         await self._app(scope, receive, send)
 
     @contextlib.asynccontextmanager
-    async def server(self, at_once: AtOnce | None) -> AsyncIterator[HttpServer]:
+    async def server(self, at_once: AtOnce | None, **options: float) -> AsyncIterator[HttpServer]:
         protocol = self.guard.protocol(at_once)
-        server = HttpServer("test", self, bind("test", "127.0.0.1", 0), http=protocol)
+        sock = bind("test", "127.0.0.1", 0)
+        server = HttpServer("test", self, sock, http=protocol, **options)
         await server.start()
         try:
             yield server
@@ -144,6 +148,16 @@ async def test_a_kept_connection_goes_from_one_to_the_other() -> None:
             assert (body == b"OK") == (sent is other)
         writer.close()
     assert served.asked == 3
+
+
+async def test_what_follows_in_the_packet_may_take_longer_than_an_idle_connection() -> None:
+    """The first answer does not let uvicorn's timer for idle connections run on."""
+    served = Served()
+    served.takes_s = 0.3
+    async with served.server(pages_at_once(served.exporter, "dcgm"), timeout_keep_alive=0.05) as at:
+        first, second = await answers(at, PLAIN + ZIPPED, 2)
+    assert served.asked == 1
+    assert gzip.decompress(second[2]) == first[2]
 
 
 async def test_a_failure_is_told_by_the_application() -> None:

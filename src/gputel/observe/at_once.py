@@ -42,6 +42,8 @@ class AtOnceProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._answered = self.at_once is not None and self._is_plain() and self._answer()
         if not self._answered:
+            # It runs since the answer to the request before, if that came in the same packet.
+            self._unset_keepalive_if_required()
             super().on_headers_complete()
 
     def on_message_complete(self) -> None:
