@@ -47,9 +47,12 @@ build: $(VENV)/.run ## build the native kernels in place
 run: $(VENV)/.run ## start the whole pipeline here (ARGS="--gpus 8 --hz 10")
 	@exec $(BIN)/gputel up $(ARGS)
 
-test: $(VENV)/.test ## run all tests
+# Much of a test is waiting. Whole files go to a worker each, in their order: the short ones are
+# last.
+JOBS ?= 2
+test: $(VENV)/.test ## run all tests (JOBS=0: in one process, with -s and --pdb)
 	@tools/browser
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.lint ## ruff, mypy strict, cython-lint, import-linter, buf
 	$(BIN)/ruff check .

@@ -29,7 +29,13 @@ from gputel.batch import Batch
 from gputel.catalog import METRIC_SETS, Cadence
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK
 from gputel.collector.batcher import Batcher
-from gputel.collector.exporter import Exporter, ExporterSettings, Format, exporter_app
+from gputel.collector.exporter import (
+    Exporter,
+    ExporterSettings,
+    Format,
+    exporter_app,
+    pages_at_once,
+)
 from gputel.collector.exporter.latest import all_now
 from gputel.kernels import Ring, WhenFull
 from gputel.observe import HttpServer, bind
@@ -211,7 +217,8 @@ class Scraper:
 async def scrapes(fed: Fed) -> None:
     """exporter.scrape_p50_ms."""
     app = exporter_app(fed.exporter, "dcgm")
-    server = HttpServer("bench", app, bind("bench", "127.0.0.1", 0), http=Guard().protocol())
+    protocol = Guard().protocol(pages_at_once(fed.exporter, "dcgm"))
+    server = HttpServer("bench", app, bind("bench", "127.0.0.1", 0), http=protocol)
     await server.start()
     try:
         plain, correct, cpu_s = await _timed(fed, Scraper(server, "identity"), check=True)

@@ -34,4 +34,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-pytest_plugins = ["support.database", "support.pipeline"]
+pytest_plugins = ["support.database", "support.pipeline", "support.quiet"]

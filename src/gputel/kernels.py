@@ -1,6 +1,6 @@
 """The only door to the kernels.
 
-    ring, columns, codec, batches, records, chunk_rows, minutes, pgcopy, pgcopy_rows, nvml
+    ring, columns, codec, batches, records, chunk_rows, minutes, pgcopy, pgcopy_rows, nvml, template
         native (gputel._native), or the readable twins (gputel._reference) where
         GPUTEL_KERNELS=reference asks for them
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gputel._reference.batches import DeliveryFields, MessageFields
 from gputel._reference.pgcopy import FieldType
 from gputel._reference.records import MAGIC as RECORD_MAGIC
+from gputel._reference.template import Hole, NumberForm
 from gputel.chunks import ChunkHeader, DecodedChunk, RowBlock
 from gputel.plan import Plan
 from gputel.rows import MinuteStatistics, Sealed, WhenFull, row_dtype
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from gputel._native.pgcopy_rows import CopyRows
     from gputel._native.records import decode_records, encode_records
     from gputel._native.ring import Ring
+    from gputel._native.template import Template
 elif NATIVE:
     try:
         from gputel._native.batches import (
@@ -56,6 +58,7 @@ elif NATIVE:
         from gputel._native.pgcopy_rows import CopyRows
         from gputel._native.records import decode_records, encode_records
         from gputel._native.ring import Ring
+        from gputel._native.template import Template
     except ImportError as error:
         raise ImportError(
             f"gputel's native kernels can't be loaded ({error}); build them with "
@@ -78,6 +81,7 @@ else:
     from gputel._reference.pgcopy_rows import CopyRows
     from gputel._reference.records import decode_records, encode_records
     from gputel._reference.ring import Ring
+    from gputel._reference.template import Template
 
 
 def nvml_sweeper(
@@ -99,12 +103,15 @@ __all__ = [
     "DecodedChunk",
     "DeliveryFields",
     "FieldType",
+    "Hole",
     "MessageFields",
     "MinuteStatistics",
+    "NumberForm",
     "Ring",
     "RowBlock",
     "Sealed",
     "Sweeper",
+    "Template",
     "WhenFull",
     "decode_chunk",
     "decode_deliveries",

@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.fault]
 PARTITIONS = 2
 FRAMES = 5  # of each producer, each time
 KILLS = 3
+#: What is promised: for so long at most frames wait longer than they do with both sinks there.
 FAILOVER_S = 5.0
 START_DEADLINE_S = 60.0
 
@@ -95,7 +96,7 @@ async def epochs(store: Store) -> dict[int, int]:
     return {row[0]: row[1] for row in rows}
 
 
-async def stored(store: Store, frames: int, timeout_s: float = FAILOVER_S) -> None:
+async def stored(store: Store, frames: int) -> None:
     """Wait until so many frames are behind the offsets."""
 
     async def reached() -> bool:
@@ -103,9 +104,10 @@ async def stored(store: Store, frames: int, timeout_s: float = FAILOVER_S) -> No
             total = await session.fetchval("SELECT sum(next_offset)::bigint FROM sink_offset")
         return bool(total == frames)
 
-    await until(reached, timeout_s)
+    await until(reached, START_DEADLINE_S)
 
 
+@pytest.mark.quiet
 @pytest.mark.timeout(300)
 async def test_a_killed_sink_is_replaced_in_seconds(
     store: Store,
@@ -139,7 +141,13 @@ async def test_a_killed_sink_is_replaced_in_seconds(
         new = await start()
         await taken(before, 1)  # the other is still the old one's
         await more()
-        await stored(store, published, START_DEADLINE_S)
+        await stored(store, published)
+        # As many frames, with both sinks and without one: what the machine needs for the frames
+        # themselves is not the fail-over's.
+        began_at = time.monotonic()
+        await more()
+        await stored(store, published)
+        usual_s = time.monotonic() - began_at
         before = await epochs(store)
         publishing = asyncio.create_task(more())
         old.kill()
@@ -147,8 +155,8 @@ async def test_a_killed_sink_is_replaced_in_seconds(
         await publishing
         await stored(store, published)
         took_s = time.monotonic() - killed_at
-        print(f"taken over in {took_s:.2f} s")
-        assert took_s < FAILOVER_S
+        print(f"taken over in {took_s:.2f} s, where both take {usual_s:.2f} s")
+        assert took_s - usual_s < FAILOVER_S
         changed = [p for p, epoch in (await epochs(store)).items() if epoch != before[p]]
         assert len(changed) == 1, "the partition of the one that was killed, and only it"
         old = new

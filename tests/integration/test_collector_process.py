@@ -123,6 +123,7 @@ def test_sigterm_ends_a_process_whose_driver_hangs_at_the_start(
     assert "leaving it behind" in running.said.read_text()
 
 
+@pytest.mark.quiet
 def test_a_hung_gpu_goes_stale_and_sigterm_still_ends_the_process(tmp_path: Path) -> None:
     with collector(tmp_path, "gpus=3,fault=hang@4:gpu=1") as running:
         # Before the first values none is up.

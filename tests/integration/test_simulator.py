@@ -31,6 +31,7 @@ async def worst_age_s(url: str, updates: int) -> float:
     return worst
 
 
+@pytest.mark.quiet
 @pytest.mark.timeout(180)
 def test_eight_gpus_at_ten_hertz(start_pipeline: Any) -> None:
     running = start_pipeline("--source", "sim", "--gpus", str(GPUS), "--hz", str(HZ))

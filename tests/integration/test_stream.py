@@ -91,6 +91,7 @@ async def say(client: Any, **message: Any) -> None:
     await client.send(json.dumps(message))
 
 
+@pytest.mark.quiet
 async def test_subscribed_snapshot_update(site: Site) -> None:
     site.put(100.0)
     await until(lambda: len(site.hub.board.gpus) == 1)

@@ -99,6 +99,14 @@ async def test_a_writers_mistake_ends_the_stream() -> None:
             await transport.converse(forever(), by_a_mistake())
 
 
+@pytest.mark.parametrize("reading", [at_once, told_by_the_reader])
+async def test_a_writers_mistake_is_told_when_the_reader_ends_in_the_same_turn(
+    reading: Callable[[], Any],
+) -> None:
+    with pytest.raises(ValueError, match="a mistake"):
+        await transport.converse(reading(), by_a_mistake())
+
+
 @pytest.mark.parametrize(
     "writing", [write_to_what_has_ended, told_by_the_reader, cancelled_by_nobody, at_once]
 )

@@ -59,7 +59,8 @@ def test_scrapes_cost_no_driver_call(sim: Sim):
             await asyncio.sleep(1)
         for _ in range(SCRAPES):
             collector.exporter.page("dcgm", Format.TEXT)
-            collector.exporter.zipped("gputel", Format.OPENMETRICS)
+            native = collector.exporter.page("gputel", Format.OPENMETRICS)
+            collector.exporter.zipped("gputel", Format.OPENMETRICS, native)
         assert sim.calls() == calls
 
     with_collector(use)

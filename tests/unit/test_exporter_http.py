@@ -15,7 +15,7 @@ import pytest
 
 from gputel.catalog import METRICS
 from gputel.clock import ManualClock
-from gputel.collector.exporter import Exporter, Format, exporter_app
+from gputel.collector.exporter import Exporter, Format, exporter_app, pages_at_once
 from gputel.collector.exporter.negotiation import negotiate_format, takes_gzip
 from gputel.collector.exporter.routes import GZIP_BYTES_MIN
 from gputel.observe import HttpServer, Telemetry, bind
@@ -79,9 +79,8 @@ class Served:
         self.gpus = gpus
         self.guard = Guard(deadline_s=deadline_s, connections_max=connections_max)
         app = exporter_app(self.exporter, "dcgm")
-        self.server = HttpServer(
-            "test", app, bind("test", "127.0.0.1", 0), http=self.guard.protocol()
-        )
+        protocol = self.guard.protocol(pages_at_once(self.exporter, "dcgm"))
+        self.server = HttpServer("test", app, bind("test", "127.0.0.1", 0), http=protocol)
         self.state(1)
 
     def state(self, number: int) -> None:
@@ -309,4 +308,4 @@ def test_zipped_pages_are_the_page() -> None:
     for number in range(3):
         feed(exporter, clock, 0, {"sm_clock_mhz": number})
         page = exporter.page("dcgm", Format.TEXT)
-        assert gzip.decompress(exporter.zipped("dcgm", Format.TEXT)) == page
+        assert gzip.decompress(exporter.zipped("dcgm", Format.TEXT, page)) == page

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
+from prometheus_client.parser import text_string_to_metric_families
+
 from gputel.collector.attribution.devices import Devices, parse_device_id, parse_dra_device
 from gputel.collector.exporter import ExporterSettings, Format
+from gputel.collector.exporter.exporter import ProfileName
 from gputel.inventory import Event, EventKind
 from support.exporting import exporting, feed, gpu
 
@@ -100,6 +106,31 @@ def test_the_own_profile_shows_both() -> None:
     assert len(lines(page, "gputel_gpu_power_watts")) == 1
     facts = f'mig_parent="{WHOLE.uuid}",mig_profile="3g.40gb",mig_instance="2"'
     assert [facts in line for line in lines(page, "gputel_gpu_info")] == [False, True]
+
+
+def test_sums_can_leave_the_instances_out() -> None:
+    """What the queries of docs/reference/exporter.md rely on: `uuid!~"MIG-.*"` in the own
+    profile, `max by (UUID)` in DCGM's."""
+    second = replace(HALF, uuid="MIG-2", mig_instance=3)
+    exporter, clock = exporting([WHOLE, OTHER, HALF, second])
+    for slot in (0, 1):
+        feed(exporter, clock, slot, OF_WHOLE)
+    for slot in (2, 3):
+        feed(exporter, clock, slot, {"memory_used_bytes": 7 << 30})
+
+    def rows(profile: ProfileName, family: str) -> list[tuple[dict[str, str], float]]:
+        page = exporter.page(profile, Format.TEXT).decode()
+        (found,) = [f for f in text_string_to_metric_families(page) if f.name == family]
+        return [(sample.labels, sample.value) for sample in found.samples]
+
+    used = rows("gputel", "gputel_gpu_memory_used_bytes")
+    assert sum(value for _, value in used) == 74 << 30
+    assert sum(v for labels, v in used if not re.match("MIG-", labels["uuid"])) == 60 << 30
+    power: dict[str, set[float]] = {}
+    for labels, value in rows("dcgm", "DCGM_FI_DEV_POWER_USAGE"):
+        power.setdefault(labels["UUID"], set()).add(value)
+    assert power == {WHOLE.uuid: {250.5}, OTHER.uuid: {250.5}}
+    assert sum(v for _, v in rows("dcgm", "DCGM_FI_DEV_FB_USED")) == (7 + 7 + 30) * 1024
 
 
 def test_numbers_of_gpus_mean_the_gpus() -> None:

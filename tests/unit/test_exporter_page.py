@@ -278,9 +278,14 @@ def test_a_page_is_the_same_object_until_something_changes() -> None:
     first = exporter.page("dcgm", Format.TEXT)
     clock.advance(1)
     assert exporter.page("dcgm", Format.TEXT) is first
-    assert exporter.zipped("dcgm", Format.TEXT) is exporter.zipped("dcgm", Format.TEXT)
+    zipped = exporter.zipped("dcgm", Format.TEXT, first)
+    assert exporter.zipped("dcgm", Format.TEXT, first) is zipped
+    feed(exporter, clock, 0, {"sm_clock_mhz": 1})
+    assert exporter.page("dcgm", Format.TEXT) is first, "the same values came again"
     feed(exporter, clock, 0, {"sm_clock_mhz": 2})
     assert series(exporter, "DCGM_FI_DEV_SM_CLOCK") == {"0": "2"}
+    changed = exporter.page("dcgm", Format.TEXT)
+    assert exporter.zipped("dcgm", Format.TEXT, changed) != zipped
 
 
 class Attribution:

@@ -158,7 +158,7 @@ async def converse(reading: Coroutine[Any, Any, None], writing: Coroutine[Any, A
     writer = asyncio.create_task(writing, name="stream-writer")
     try:
         await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-        if not reader.done() and not writer.cancelled():
+        if not writer.cancelled():  # InvalidStateError is also raised while it has not ended
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 writer.result()
         await reader

@@ -14,7 +14,7 @@ import struct
 from collections import Counter
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from gputel.observe.at_once import AtOnce, AtOnceProtocol
 
 #: From the first byte of a request (or from the connection) to the last byte of its answer;
 #: dcgm-exporter's read and write timeouts are the same.
@@ -40,12 +40,14 @@ class Guard:
         self.connections_max = connections_max
         self.aborted: Counter[str] = Counter(deadline=0, header=0, evicted=0)
 
-    def protocol(self) -> type[asyncio.Protocol]:
-        """The protocol class for uvicorn's `http` option."""
-        return type("Guarded", (_Guarded,), {"guard": self})
+    def protocol(self, at_once: AtOnce | None = None) -> type[asyncio.Protocol]:
+        """The protocol class for uvicorn's `http` option. `at_once` is asked before the
+        application."""
+        asked = None if at_once is None else staticmethod(at_once)
+        return type("Guarded", (_Guarded,), {"guard": self, "at_once": asked})
 
 
-class _Guarded(HttpToolsProtocol):
+class _Guarded(AtOnceProtocol):
     guard: Guard
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

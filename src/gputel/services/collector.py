@@ -10,7 +10,7 @@ from gputel import broker
 from gputel.catalog import Cadence
 from gputel.clock import NS_PER_S
 from gputel.collector.collector import Collector
-from gputel.collector.exporter import OWN_METRICS_PATH, exporter_app
+from gputel.collector.exporter import OWN_METRICS_PATH, exporter_app, pages_at_once
 from gputel.collector.spool.place import SpoolPlace
 from gputel.config import Config
 from gputel.errors import GputelError
@@ -50,9 +50,12 @@ async def serve(process: Process) -> None:
             spool=spool_place(process),
         )
         own = process.telemetry if config.exporter.own_metrics else None
-        app = exporter_app(collector.exporter, config.exporter.profile, own)
+        profile = config.exporter.profile
         async with process.status_port(
-            config.collector.listen, app, metrics_path=OWN_METRICS_PATH
+            config.collector.listen,
+            exporter_app(collector.exporter, profile, own),
+            metrics_path=OWN_METRICS_PATH,
+            at_once=None if own else pages_at_once(collector.exporter, profile),
         ) as status:
             await collector.start()
             try:

@@ -24,6 +24,7 @@ import uvloop
 from gputel.config import Config, parse_address
 from gputel.errors import GputelError
 from gputel.observe import Health, HttpServer, Telemetry, bind, configure_logging, status_app
+from gputel.observe.at_once import AtOnce
 from gputel.observe.guard import Guard
 from gputel.observe.http import App
 from gputel.services.announcement import Announcement, encode_failure, encode_ready
@@ -108,14 +109,19 @@ class Process:
 
     @contextlib.asynccontextmanager
     async def status_port(
-        self, listen: str, app: App | None = None, *, metrics_path: str = "/metrics"
+        self,
+        listen: str,
+        app: App | None = None,
+        *,
+        metrics_path: str = "/metrics",
+        at_once: AtOnce | None = None,
     ) -> AsyncGenerator[HttpServer, None]:
         """`metrics_path`, /healthz and /readyz on `listen`, beside the routes of `app`; yields
-        the running server."""
+        the running server. `at_once` is asked before the application."""
         address = parse_address(listen)
         sock = bind(self.service, address.host, address.port)
         app = status_app(self.telemetry, self.health, app, metrics_path=metrics_path)
-        server = HttpServer(self.service, app, sock, http=self._guarded().protocol())
+        server = HttpServer(self.service, app, sock, http=self._guarded().protocol(at_once))
         await server.start()
         try:
             yield server

@@ -11,7 +11,7 @@ attempts to find it again by its UUID; the others go on.
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from gputel.limits import GPUS_PER_NODE_MAX
 from gputel.plan import FUNCTIONS, STALLED_NS, Note, Outcome, Plan, Swept, classify
 from gputel.sources import nvml_library
 from gputel.sources.journal import Journal
+from gputel.sources.nvml_costs import call_costs
 from gputel.sources.nvml_events import XID, DriverEvent, EventWatch
 from gputel.sources.nvml_peers import DriverGone, peer_statuses
 from gputel.sources.nvml_plan import make_plan
@@ -343,17 +344,7 @@ class Nvml:
 
     def call_costs(self) -> Sequence[CallCost]:
         """By function, over all plans."""
-        calls: dict[str, tuple[int, int, int]] = {}
-        errors: dict[str, Counter[str]] = {}
-        for number, plan in enumerate(self._sweeper.plans if self._opened else ()):
-            costs = zip(plan.asks, self._sweeper.costs(number), strict=True)
-            for name, (count, ns, longest_ns, failed) in costs:
-                known = calls.get(name, (0, 0, 0))
-                calls[name] = known[0] + count, known[1] + ns, max(known[2], longest_ns)
-                errors.setdefault(name, Counter()).update(
-                    {Outcome(i).name.lower(): n for i, n in enumerate(failed) if n}
-                )
-        return [CallCost(name, *entry, errors[name]) for name, entry in calls.items()]
+        return call_costs(self._sweeper) if self._opened else []
 
     def counts(self) -> Mapping[str, int]:
         """Values left out, by reason."""

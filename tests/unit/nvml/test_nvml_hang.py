@@ -182,6 +182,7 @@ async def until(true: Any, deadline_s: float = 30) -> None:
             await asyncio.sleep(LOOK_S)
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("function", ["", ":function=nvmlDeviceGetFieldValues"])
 @simulated("gpus=3", start=False)
 def test_a_hung_gpu_is_down_on_the_exporter_within_two_seconds(function: str) -> None:

@@ -8,7 +8,7 @@ from gputel.lazy import lazy
 if TYPE_CHECKING:
     from gputel.collector.exporter.exporter import Exporter
     from gputel.collector.exporter.exposition import Family, Format, LabelProvider, Row
-    from gputel.collector.exporter.routes import OWN_METRICS_PATH, exporter_app
+    from gputel.collector.exporter.routes import OWN_METRICS_PATH, exporter_app, pages_at_once
 
 __all__ = [
     "OWN_METRICS_PATH",
@@ -19,6 +19,7 @@ __all__ = [
     "LabelProvider",
     "Row",
     "exporter_app",
+    "pages_at_once",
 ]
 
 __getattr__ = lazy(
@@ -31,5 +32,6 @@ __getattr__ = lazy(
         "OWN_METRICS_PATH": "routes",
         "Row": "exposition",
         "exporter_app": "routes",
+        "pages_at_once": "routes",
     },
 )

@@ -137,12 +137,11 @@ class Exporter:
             )
         return page.body(self._clock.monotonic_ns())
 
-    def zipped(self, profile: ProfileName, form: Format) -> bytes:
-        """The same, gzipped; zipped once for all who ask before something changes."""
-        body = self.page(profile, form)
+    def zipped(self, profile: ProfileName, form: Format, page: bytes) -> bytes:
+        """This page, gzipped; zipped once for all who ask before something changes."""
         last = self._zipped.get((profile, form))
-        if last is None or last[0] is not body:
-            last = body, gzip.compress(body, GZIP_LEVEL, mtime=0)
+        if last is None or last[0] is not page:
+            last = page, gzip.compress(page, GZIP_LEVEL, mtime=0)
             self._zipped[profile, form] = last
         return last[1]
 

@@ -115,14 +115,14 @@ class Latest:
         self._number = {metric_set: n for n, metric_set in enumerate(METRIC_SETS)}
         self._stale_ns = np.zeros(len(METRIC_SETS), np.int64)
         self._cell_stale_ns = np.zeros(len(COLUMN), np.int64)
-        self._fastest_first: Sequence[int] = ()
+        self._fastest_first: npt.NDArray[np.intp] = np.arange(len(METRIC_SETS))
 
     def expect(self, stale_ns: Mapping[MetricSet, int]) -> None:
         """Say after how long without news the values of each set are stale."""
         for metric_set, number in self._number.items():
             self._stale_ns[number] = stale_ns[metric_set]
             self._cell_stale_ns[self._layouts[metric_set].cells] = stale_ns[metric_set]
-        self._fastest_first = np.argsort(self._stale_ns, kind="stable").tolist()
+        self._fastest_first = np.argsort(self._stale_ns, kind="stable")
         self.version += 1
 
     def inventory(self, gpus: Sequence[Gpu]) -> None:
@@ -200,14 +200,12 @@ class Latest:
 
     def up(self, now_ns: int) -> npt.NDArray[np.bool_]:
         """bool[gpus]: not lost, and the fastest set that a GPU has ever delivered is fresh."""
-        up = np.zeros(len(self.gpus), np.bool_)
-        silent = ~self._lost
-        for number in self._fastest_first:
-            arrived_ns = self._set_arrived_ns[:, number]
-            judged = silent & (arrived_ns > NEVER_NS)
-            up |= judged & (now_ns - arrived_ns <= self._stale_ns[number])
-            silent &= ~judged
-        return up
+        sets = self._fastest_first
+        arrived_ns = self._set_arrived_ns.take(sets, axis=1)
+        judge = (arrived_ns > NEVER_NS).argmax(axis=1)  # the first; where there is none, any
+        arrived_ns = arrived_ns[np.arange(len(judge)), judge]
+        fresh: npt.NDArray[np.bool_] = now_ns - arrived_ns <= self._stale_ns[sets[judge]]
+        return fresh & ~self._lost
 
     def shown(self, up: npt.NDArray[np.bool_], now_ns: int) -> npt.NDArray[np.bool_]:
         """bool[gpus, columns]: cells with a fresh value of a GPU that is `up`.

@@ -18,6 +18,7 @@ from gputel.collector.exporter.dcgm_fields import xid_message
 from gputel.collector.exporter.exposition import Family, FamilyType, Row
 from gputel.collector.exporter.windows import NONE, Counts, Window
 from gputel.inventory import Gpu
+from gputel.kernels import NumberForm
 from gputel.sources.source import PeerStatuses
 
 Labels = list[tuple[str, str]]
@@ -57,6 +58,7 @@ LINK_STATUSES: Final = (
 #: In a window of clock events: a sample of the reasons, whatever bits it has.
 SAMPLE: Final = 0
 UP_HELP: Final = "1 while the GPU answers, 0 when it is lost, stalled or silent"
+_INTEGER_FORMS: Final[Mapping[Storage, NumberForm]] = {Storage.I64: "q", Storage.U64: "Q"}
 
 
 class Column(NamedTuple):
@@ -108,8 +110,8 @@ class Profile(Protocol):
         everyone's own."""
         ...
 
-    def float_text(self, value: float) -> str:
-        """A finite float as text."""
+    def number_form(self, storage: Storage) -> NumberForm:
+        """How a number that is stored so is written."""
         ...
 
     def counts(self, window: Window, now_ns: int) -> Mapping[int, Counts]:
@@ -187,8 +189,8 @@ class DcgmProfile:
                         sources[slot, j] = parent
         return sources if parents else None
 
-    def float_text(self, value: float) -> str:
-        return f"{value:f}"
+    def number_form(self, storage: Storage) -> NumberForm:
+        return _INTEGER_FORMS.get(storage, "f")
 
     def counts(self, window: Window, now_ns: int) -> Mapping[int, Counts]:
         return window.counts(now_ns) if self._own else {}
@@ -286,8 +288,8 @@ class GputelProfile:
         """An instance is shown beside its GPU, each with what is known of it alone."""
         return None
 
-    def float_text(self, value: float) -> str:
-        return repr(value)
+    def number_form(self, storage: Storage) -> NumberForm:
+        return _INTEGER_FORMS.get(storage, "r")
 
     def counts(self, window: Window, now_ns: int) -> Mapping[int, Counts]:
         return window.totals()

@@ -1,7 +1,4 @@
-"""A page of the exporter: text with holes, into which a scrape puts the numbers.
-
-    parts   | HELP, TYPE, name{labels} | 1410 | \\nname{labels} | 1395 | ... | \\n |
-              text                       hole   text             hole        text
+"""A page of the exporter: a template, into which a scrape puts the numbers.
 
 HELP lines and labels change with the inventory, a GPU's health or an attribution, the numbers
 ten times a second. So the text is laid out once and kept until one of its causes changes.
@@ -9,9 +6,8 @@ ten times a second. So the text is laid out once and kept until one of its cause
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,23 +21,14 @@ from gputel.collector.exporter.exposition import (
     encode,
     head,
     label_text,
-    number_text,
 )
-from gputel.collector.exporter.latest import COLUMN, VIEWS, XID_COLUMN, Latest
+from gputel.collector.exporter.latest import COLUMN, XID_COLUMN, Latest
 from gputel.collector.exporter.profiles import NO_ROW, Described, Profile, Slots
 from gputel.collector.exporter.windows import Window
+from gputel.kernels import Hole, Template
 from gputel.sources.source import PeerStatuses
 
 EOF: Final = "# EOF\n"
-
-
-class _Holes(NamedTuple):
-    """The holes of one type of number: cell [rows[i], columns[i]] goes into hole[i]."""
-
-    view: np.dtype[Any]
-    rows: npt.NDArray[np.intp]
-    columns: npt.NDArray[np.intp]
-    divisors: npt.NDArray[Any]
 
 
 class Page:
@@ -70,10 +57,8 @@ class Page:
         self._layout_key: object = None
         self._tail_key: object = None
         self._version = -1
-        self._parts: list[str] = []
-        self._holes: list[_Holes] = []
-        self._order: list[int] = []
-        self._tail = ""
+        self._template = Template([b""], [])
+        self._tail = b""
         self._body = b""
 
     def body(self, now_ns: int) -> bytes:
@@ -99,14 +84,12 @@ class Page:
         if layout_key != self._layout_key or tail_key != self._tail_key:
             attributes = self._attributes()
         if layout_key != self._layout_key:
-            self._lay_out(shown, attributes)
+            self._template = self._laid_out(shown, attributes)
         if tail_key != self._tail_key:
             described = Described(latest.gpus, attributes, up.tolist(), xids, events, peers)
-            self._tail = self._render_tail(described)
+            self._tail = self._render_tail(described).encode()
         self._layout_key, self._tail_key, self._version = layout_key, tail_key, latest.version
-        numbers = self._numbers()
-        self._parts[1::2] = [numbers[place] for place in self._order]
-        self._body = ("".join(self._parts) + self._tail).encode()
+        self._body = self._template.fill(latest.cells, self._tail)
         return self._body
 
     def _shown(self, cells: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -116,7 +99,7 @@ class Page:
             self._sources = self._profile.sources(self._latest.gpus)
         shown: npt.NDArray[np.bool_]
         if self._sources is None:
-            shown = cells[:, self._columns]
+            shown = cells.take(self._columns, axis=1)
         else:
             shown = cells[self._sources, self._columns] & (self._sources != NO_ROW)
         return shown
@@ -130,60 +113,35 @@ class Page:
             merged.append(attributes)
         return merged
 
-    def _lay_out(
+    def _laid_out(
         self, shown: npt.NDArray[np.bool_], attributes: Sequence[Mapping[str, str]]
-    ) -> None:
-        """Write the text around the numbers, and note which cell goes into which hole."""
+    ) -> Template:
+        """The text around the numbers, and which cell goes into which hole."""
         gpus = self._latest.gpus
         labels = [
             label_text(self._profile.labels(gpu, attributes[slot])) for slot, gpu in enumerate(gpus)
         ]
-        parts: list[str] = []
-        cells: dict[np.dtype[Any], list[tuple[int, int, int, int]]] = {}
+        texts: list[bytes] = []
+        holes: list[Hole] = []
         end = ""
         for j, column in enumerate(self._profile.columns):
             slots = np.flatnonzero(shown[:, j]).tolist()
             if slots:
                 end += head(column.name, column.type, column.help, self._form)
-            wanted = cells.setdefault(VIEWS[column.metric.storage.value], [])
+            cell = int(self._columns[j])
+            form = self._profile.number_form(column.metric.storage)
             for slot in slots:
                 text = labels[slot]
                 source = slot if self._sources is None else int(self._sources[slot, j])
                 if column.marks is not None:
-                    marks = column.marks(int(self._latest.cells[source, self._columns[j]]))
+                    marks = column.marks(int(self._latest.cells[source, cell]))
                     text = label_text(
                         self._profile.labels(gpus[slot], {**attributes[slot], **marks})
                     )
-                wanted.append((len(parts) // 2, source, int(self._columns[j]), column.divisor))
-                parts += (f"{end}{column.name}{{{text}}} ", "")
+                texts.append(f"{end}{column.name}{{{text}}} ".encode())
+                holes.append(Hole(source, cell, form, column.divisor))
                 end = "\n"
-        parts.append(end)
-        self._parts = parts
-        self._holes = []
-        holes: list[int] = []
-        for view, found in cells.items():
-            if found:
-                places, rows, columns, divisors = zip(*found, strict=True)
-                holes += places
-                self._holes.append(
-                    _Holes(view, np.array(rows), np.array(columns), np.array(divisors, view))
-                )
-        self._order = np.argsort(holes).tolist()
-
-    def _numbers(self) -> list[str]:
-        """The numbers of all holes, type by type."""
-        texts: list[str] = []
-        for holes in self._holes:
-            values = self._latest.cells.view(holes.view)[holes.rows, holes.columns]
-            if holes.view.kind == "f":
-                text = self._profile.float_text
-                texts += [
-                    text(value) if math.isfinite(value) else number_text(value)
-                    for value in (values / holes.divisors).tolist()
-                ]
-            else:
-                texts += map(str, (values // holes.divisors).tolist())
-        return texts
+        return Template([*texts, end.encode()], holes)
 
     def _render_tail(self, described: Described) -> str:
         families = self._profile.tail(described)
