@@ -24,6 +24,7 @@ from benchmarks import report
 from benchmarks.brokers import (
     DEADLINE_S,
     connected,
+    is_message,
     run,
     running_broker,
     running_broker_process,
@@ -110,7 +111,7 @@ async def at_tail(
         for sequence in range(2, count + 2):
             delivery = await anext(consumer)
             latencies.append(time.perf_counter() - started - (sequence - 1) / rate)
-            correct = correct and delivery.payload == sequence.to_bytes(8, "big") + body
+            correct = correct and delivery.sequence == sequence and is_message(delivery, body)
         await producing
     await publisher.close()
     return latencies, correct
