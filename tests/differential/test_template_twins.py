@@ -112,8 +112,8 @@ def test_a_number_of_any_length_goes_and_comes(template: Any) -> None:
         assert filled.fill(bits(value), b"!") == f"{text}!".encode()
 
 
-def test_what_has_not_changed_is_the_same_page() -> None:
-    filled = Native([b"a", b"b"], [Hole(0, 1, "q")])
+def test_what_has_not_changed_is_the_same_page(template: Any) -> None:
+    filled = template([b"a", b"b"], [Hole(0, 1, "q")])
     first = filled.fill(np.array([[1, 2]]), b"tail")
     assert filled.fill(np.array([[9, 2]]), bytes(bytearray(b"tail"))) is first
     assert filled.fill(np.array([[9, 3]]), b"tail") == b"a3btail"

@@ -61,6 +61,7 @@ def test_kill_9_in_the_middle_of_a_replay(
     assert (stored - expected, expected - stored) == ({}, {})
 
 
+@pytest.mark.quiet
 @pytest.mark.timeout(180)
 def test_kill_9_of_each_while_sampling(start_pipeline: Any) -> None:
     running = start_pipeline("--source", "sim", "--gpus", "2")

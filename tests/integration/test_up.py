@@ -97,6 +97,7 @@ def test_a_second_one_on_the_same_data_directory(
     assert f"(pid {pipeline.process.pid})" in done.stderr
 
 
+@pytest.mark.quiet
 @pytest.mark.fault
 @pytest.mark.parametrize("name", ["collector", "broker", "sink", "streamer", "api", "postgres"])
 def test_whole_again_after_kill_9(pipeline: Any, name: str) -> None:

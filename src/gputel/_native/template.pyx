@@ -86,7 +86,7 @@ cdef class Template:
         PyMem_Free(self._holes)
 
     def fill(self, const int64_t[:, ::1] cells not None, bytes tail not None):
-        """See the twin. The same object when nothing has changed since the last call."""
+        """See the twin."""
         cdef Py_ssize_t number
         cdef bytes page = self._page
         cdef bint first = page is None

@@ -51,10 +51,12 @@ class Template:
                 raise ValueError(f"{hole} can't be filled")
         self._texts = list(texts)
         self._holes = list(holes)
+        self._page = b""
 
     def fill(self, cells: npt.NDArray[np.int64], tail: bytes) -> bytes:
         """The page with the numbers that `cells` (int64[rows, columns], contiguous: 8 bytes of
-        any type each) hold now, and `tail` behind it. IndexError: a hole lies outside.
+        any type each) hold now, and `tail` behind it; the same object when it is the same page as
+        last time. IndexError: a hole lies outside.
         """
         rows, columns = cells.shape
         parts = [self._texts[0]]
@@ -63,7 +65,10 @@ class Template:
                 raise IndexError(f"{hole} is outside of {rows} x {columns} cells")
             number = _NUMBERS[hole.form]
             parts += number(cells[hole.row, hole.column].tobytes(), hole.divisor).encode(), text
-        return b"".join([*parts, tail])
+        page = b"".join([*parts, tail])
+        if page != self._page:
+            self._page = page
+        return self._page
 
 
 def _signed(cell: bytes, divisor: int) -> str:
