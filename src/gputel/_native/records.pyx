@@ -59,7 +59,7 @@ def encode_records(records, Py_ssize_t first, uint64_t unsynced_offset, out, Py_
     cdef list sizes = []
     cdef uint8_t[::1] target = out
     cdef Item items[RUN_MAX]
-    cdef Py_ssize_t count, number, end
+    cdef Py_ssize_t count, end
     cdef bint full = False
     if not 0 <= filled <= target.shape[0] or first < 0:
         raise ValueError("nothing can be written there")
