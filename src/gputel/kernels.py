@@ -1,6 +1,6 @@
 """The only door to the kernels.
 
-    ring, columns, codec, batches, chunk_rows, minutes, pgcopy, pgcopy_rows, nvml
+    ring, columns, codec, batches, chunk_rows, hot_rows, minutes, pgcopy, nvml
         native (gputel._native), or the readable twins (gputel._reference) where
         GPUTEL_KERNELS=reference asks for them
 
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gputel._reference.batches import DeliveryFields, MessageFields
+from gputel._reference.hot_rows import places as hot_places
 from gputel._reference.pgcopy import FieldType
 from gputel.chunks import ChunkHeader, DecodedChunk, RowBlock
 from gputel.plan import Plan
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
     from gputel._native.chunk_rows import ChunkRows
     from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._native.columns import Columns
+    from gputel._native.hot_rows import HotRows, HotStream
     from gputel._native.minutes import minute_statistics
     from gputel._native.nvml import Sweeper
     from gputel._native.pgcopy import CopyStream
-    from gputel._native.pgcopy_rows import CopyRows
     from gputel._native.ring import Ring
 elif NATIVE:
     try:
@@ -48,10 +49,10 @@ elif NATIVE:
         from gputel._native.chunk_rows import ChunkRows
         from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
         from gputel._native.columns import Columns
+        from gputel._native.hot_rows import HotRows, HotStream
         from gputel._native.minutes import minute_statistics
         from gputel._native.nvml import Sweeper
         from gputel._native.pgcopy import CopyStream
-        from gputel._native.pgcopy_rows import CopyRows
         from gputel._native.ring import Ring
     except ImportError as error:
         raise ImportError(
@@ -69,10 +70,10 @@ else:
     from gputel._reference.chunk_rows import ChunkRows
     from gputel._reference.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._reference.columns import Columns
+    from gputel._reference.hot_rows import HotRows, HotStream
     from gputel._reference.minutes import minute_statistics
     from gputel._reference.nvml import Sweeper
     from gputel._reference.pgcopy import CopyStream
-    from gputel._reference.pgcopy_rows import CopyRows
     from gputel._reference.ring import Ring
 
 
@@ -89,11 +90,12 @@ __all__ = [
     "ChunkHeader",
     "ChunkRows",
     "Columns",
-    "CopyRows",
     "CopyStream",
     "DecodedChunk",
     "DeliveryFields",
     "FieldType",
+    "HotRows",
+    "HotStream",
     "MessageFields",
     "MinuteStatistics",
     "Ring",
@@ -107,6 +109,7 @@ __all__ = [
     "encode_chunk",
     "encode_deliveries",
     "encode_messages",
+    "hot_places",
     "minute_statistics",
     "nvml_sweeper",
     "read_chunk_header",

@@ -22,7 +22,7 @@ import numpy as np
 from gputel import wire
 from gputel.batch import Batch
 from gputel.catalog import MetricSet
-from gputel.errors import FrameTooLarge
+from gputel.errors import FrameTooLarge, RowCorrupt
 from gputel.store import chunks, citus, hot
 from gputel.store.chunks import Chunk
 from gputel.store.hot import Int64s, Rows
@@ -101,6 +101,8 @@ async def seal_partition(
         log.debug("sealing of %s is put off: %s", name, error)
     except asyncpg.UniqueViolationError as error:
         log.warning("%s holds rows that were sealed before, and is left: %s", name, error)
+    except RowCorrupt as error:
+        log.error("%s is left: %s", name, error)
     except (asyncpg.UndefinedTableError, asyncpg.CheckViolationError) as error:
         # Retention was faster.
         log.info("%s is not sealed: %s", name, error)
@@ -148,6 +150,7 @@ class _Walk:
             gpu_id, rows = await hot.read_gpus(
                 session,
                 self._name,
+                self._metric_set,
                 self._metric_set.metrics,
                 where,
                 between,
@@ -171,6 +174,7 @@ class _Walk:
             rows = await hot.read(
                 session,
                 self._name,
+                self._metric_set,
                 self._metric_set.metrics,
                 "gpu_id = $1",
                 [gpu_id],
