@@ -43,6 +43,11 @@ GPUS_A_STEP: Final = 1000
 #: PERF(seal): while one step is encoded, the server sends the rows of another.
 STEPS_AT_ONCE: Final = 2
 
+# PERF(seal): a step that a crash of the server undoes, as it would one that was under way, is taken
+# again: its rows are hot then, as they were, for the log has all of it or nothing. What drops the
+# partition is waited for, and with it all that was before.
+_UNHURRIED: Final = "SET LOCAL synchronous_commit = off"
+
 #: Another transaction did the same, or was in the way: try again later.
 CONTENDED: Final = (
     asyncpg.SerializationError,
@@ -147,6 +152,7 @@ class _Walk:
         """Seal all rows of some GPUs; False, and nothing is done: there are too many."""
         where, between = "gpu_id BETWEEN $1 AND $2", [gpu_ids[0], gpu_ids[-1]]
         async with session.transaction(isolation="repeatable_read"):
+            await session.execute(_UNHURRIED)
             gpu_id, rows = await hot.read_gpus(
                 session,
                 self._name,
@@ -171,6 +177,7 @@ class _Walk:
     async def _step_through(self, session: Connection, gpu_id: int) -> bool:
         """Seal the first rows of one GPU; False: that was all of it."""
         async with session.transaction(isolation="repeatable_read"):
+            await session.execute(_UNHURRIED)
             rows = await hot.read(
                 session,
                 self._name,
