@@ -88,7 +88,7 @@ SANITIZED = GPUTEL_DEBUG=1 $(BIN)/python setup.py --quiet build_ext --build-lib 
 
 sanitize: $(VENV)/.test ## the kernels' tests on a build with ASan, UBSan and all checks
 	$(SANITIZED) $(BIN)/python -m pytest -p no:cacheprovider tests/property tests/differential \
-	  tests/unit/simnvml tests/unit/nvml $(ARGS)
+	  tests/unit/simnvml tests/unit/nvml tests/unit/test_hot_rows.py $(ARGS)
 
 tsan: $(VENV)/.test ## ring, sweeps and simulated driver under the thread sanitizer (SECONDS=60)
 	HAMMER_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest tests/integration/test_nvml_hammer.py \

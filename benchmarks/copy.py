@@ -17,8 +17,11 @@ says more than time does where others use the cores too.
                                   sample_chunk and rollup_1m, statistics included; also with 60
                                   samples a chunk
     copy.vs_psql                  the hot stream by asyncpg, against `psql \\copy` of the same bytes
-    copy.asyncpg_samples_per_s    asyncpg's copy_records_to_table of tuples that are there already
+    copy.asyncpg_samples_per_s    asyncpg's copy_records_to_table into the same table, of tuples
+                                  that are there already, their cells packed by our kernel
     copy.pgcopy_samples_per_s     pgcopy's CopyManager, likewise
+    copy.*_columns_samples_per_s  both into a table with a column a metric, as the store had it
+                                  before and as who has no such kernel would, of tuples of numbers
     copy.ingest_*_samples_per_s   the sink's whole way: frames, decoded, exactly once, by three
                                   workers; decode_us: of it the time a chunk takes to decode;
                                   ingest_one: one sample a chunk, 8 GPUs a frame
@@ -28,12 +31,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import re
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,11 +46,22 @@ import numpy as np
 import uvloop
 
 from benchmarks import report
-from benchmarks.copy_load import CHUNK_FACTS, HOT_FACTS, METRIC_SET, START_NS, Facts, Load, facts
+from benchmarks.copy_load import (
+    CHUNK_FACTS,
+    COLUMNS_FACTS,
+    HOT_FACTS,
+    METRIC_SET,
+    START_NS,
+    Facts,
+    Load,
+    facts,
+    packed,
+)
 from gputel import store as store_package
 from gputel import wire
+from gputel.batch import Batch
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK
-from gputel.kernels import CopyStream
+from gputel.kernels import HotStream, hot_places
 from gputel.store import Store, chunks, hot, schema
 from gputel.store.chunks import Chunk
 from gputel.store.claim import Claims
@@ -67,10 +82,11 @@ SMALL_CHUNKS = Load(gpus=800, rows=60, chunks=5, step_ns=1000 * MS)
 INGEST_ONE = Load(gpus=1600, rows=1, chunks=20, step_ns=1000 * MS)
 INGEST_HOT = Load(gpus=800, rows=10, chunks=12, step_ns=100 * MS)
 TABLES = (
-    "sample_hot_fast, sample_chunk, rollup_1m, rollup_1h_part, sink_offset, producer_mark, gpu "
-    "RESTART IDENTITY"
+    "sample_hot_fast, sample_columns, sample_chunk, rollup_1m, rollup_1h_part, sink_offset, "
+    "producer_mark, gpu RESTART IDENTITY"
 )
-NAMES, TYPES = hot.layout(METRIC_SET)
+CELLS_BYTES = hot_places(METRIC_SET.storages)[-1]
+COLUMN_NAMES = (*hot.NAMES[:4], *(metric.name for metric in METRIC_SET.metrics))
 
 
 class Database(NamedTuple):
@@ -95,11 +111,33 @@ async def server() -> AsyncGenerator[Database]:
             minutes = START_NS + np.arange(60, dtype=np.int64) * 60_000 * MS
             tables = (schema.hot_table(METRIC_SET), "sample_chunk", "rollup_1m")
             await Partitions(store, StoreSettings()).ensure({name: [minutes] for name in tables})
+            await make_columns(store)
             assert postgres.pid is not None
             yield Database(store, settings, postgres.pid)
             await store.close()
         finally:
             await postgres.stop()
+
+
+async def make_columns(store: Store) -> None:
+    """A table as hot rows had it, partitioned and keyed like theirs."""
+    columns = ", ".join(
+        f"{metric.name} {schema.SQL_TYPES[metric.storage]}" for metric in METRIC_SET.metrics
+    )
+    async with store.session() as session:
+        await session.execute(
+            "CREATE TABLE sample_columns (gpu_id bigint NOT NULL, time timestamptz NOT NULL, "
+            f"epoch bigint NOT NULL, sequence bigint NOT NULL, {columns}, "
+            "PRIMARY KEY (gpu_id, time, epoch, sequence)) PARTITION BY RANGE (time)"
+        )
+        for name, lower, upper in await session.fetch(
+            "SELECT name, lower, upper FROM store_partition WHERE parent = $1",
+            schema.hot_table(METRIC_SET),
+        ):
+            await session.execute(
+                f"CREATE TABLE {name}_columns PARTITION OF sample_columns "
+                f"FOR VALUES FROM ('{lower.isoformat()}') TO ('{upper.isoformat()}')"
+            )
 
 
 class Outcome(NamedTuple):
@@ -159,12 +197,10 @@ async def best(
     return outcome
 
 
-def hot_stream(load: Load) -> CopyStream:
-    stream = CopyStream(TYPES)
-    for gpu, batch in load.batches():
-        stream.append(
-            len(batch), (gpu + 1, batch.time_ns, 1, batch.sequence, *batch.columns), batch.valid
-        )
+def hot_stream(batches: Sequence[tuple[int, Batch]]) -> HotStream:
+    stream = HotStream(METRIC_SET.storages)
+    for gpu, batch in batches:
+        stream.append(gpu + 1, 1, batch.time_ns, batch.sequence, batch.columns, batch.valid)
     return stream
 
 
@@ -174,12 +210,7 @@ def stream_alone(rounds: int) -> None:
     best_s = float("inf")
     for _ in range(rounds * 3):
         started = time.perf_counter()
-        stream = CopyStream(TYPES)
-        for gpu, batch in batches:
-            stream.append(
-                len(batch), (gpu + 1, batch.time_ns, 1, batch.sequence, *batch.columns), batch.valid
-            )
-        data = stream.finish()
+        data = hot_stream(batches).finish()
         best_s = min(best_s, time.perf_counter() - started)
     source = np.frombuffer(data, np.uint8)
     target = np.empty_like(source)
@@ -189,10 +220,10 @@ def stream_alone(rounds: int) -> None:
         target[:] = source
         copy_s = min(copy_s, time.perf_counter() - started)
     rows = HOT.gpus * HOT.rows * HOT.chunks
-    correct = len(data) == 19 + rows * (2 + 12 * len(TYPES)) + 2
+    correct = len(data) == 19 + rows * (2 + 12 * 4 + 4 + CELLS_BYTES) + 2
     report.emit(
         "copy.stream_values_per_s",
-        rows * len(TYPES) / best_s,
+        HOT.samples / best_s,
         "1/s",
         correct,
         vs_memcpy=round(copy_s / best_s, 3),
@@ -203,7 +234,7 @@ def stream_alone(rounds: int) -> None:
 async def hot_rows(database: Database, rounds: int) -> None:
     """Ours and the peers' by turns: all meet the same noise, and none the first files of WAL."""
     pieces = [hot.Piece(gpu + 1, 1, batch) for gpu, batch in HOT.batches()]
-    rows = tuples(HOT)
+    rows, column_rows = tuples(HOT), column_tuples(HOT)
 
     async def ours() -> None:
         async with database.store.session() as session, session.transaction():
@@ -218,23 +249,32 @@ async def hot_rows(database: Database, rounds: int) -> None:
 
     async def by_asyncpg() -> None:
         async with database.store.session() as session:
+            await session.copy_records_to_table("sample_hot_fast", records=rows, columns=hot.NAMES)
+
+    async def columns_by_asyncpg() -> None:
+        async with database.store.session() as session:
             await session.copy_records_to_table(
-                "sample_hot_fast", records=rows, columns=list(NAMES)
+                "sample_columns", records=column_rows, columns=COLUMN_NAMES
             )
 
     works: dict[str, Callable[[], Awaitable[None]]] = {
         "hot": ours,
         "hot_two": by_two,
         "asyncpg": by_asyncpg,
+        "asyncpg_columns": columns_by_asyncpg,
     }
-    by_pgcopy = pgcopy_of(database.settings, rows)
-    if by_pgcopy is not None:
-        works["pgcopy"] = by_pgcopy
+    if importlib.util.find_spec("pgcopy") is None:
+        report.skip("copy.pgcopy_samples_per_s", "pip install 'gputel[peers]' brings pgcopy")
+    else:
+        settings = database.settings
+        works["pgcopy"] = pgcopy_of(settings, "sample_hot_fast", hot.NAMES, rows)
+        works["pgcopy_columns"] = pgcopy_of(settings, "sample_columns", COLUMN_NAMES, column_rows)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in works}
     expected = HOT.hot_facts()
     for _ in range(rounds):
         for name, work in works.items():
-            outcomes[name].append(await best(1, database, HOT_FACTS, expected, work))
+            query = COLUMNS_FACTS if name.endswith("_columns") else HOT_FACTS
+            outcomes[name].append(await best(1, database, query, expected, work))
     for name, found in outcomes.items():
         extra = {"target": 6e6} if name == "hot" else {}
         Outcome(
@@ -265,13 +305,13 @@ async def against_psql(database: Database, rounds: int) -> None:
     if shutil.which("psql") is None:
         report.skip("copy.vs_psql", "there is no psql; Debian has it in postgresql-client")
         return
-    stream = hot_stream(HOT)
+    stream = hot_stream(HOT.batches())
     command = ["psql", "--no-psqlrc", "--quiet", "-v", "ON_ERROR_STOP=1", settings.dbname]
     command += ["-h", settings.host, "-p", str(settings.port), "-U", settings.user]
     with tempfile.NamedTemporaryFile() as file:
         file.write(stream.finish())
         file.flush()
-        copy = f"\\copy sample_hot_fast ({', '.join(NAMES)}) from '{file.name}' (format binary)"
+        copy = f"\\copy sample_hot_fast ({', '.join(hot.NAMES)}) from '{file.name}' (format binary)"
 
         async def by_psql() -> float:
             done = await asyncio.to_thread(
@@ -286,7 +326,7 @@ async def against_psql(database: Database, rounds: int) -> None:
 
         async def by_us() -> None:
             async with store.session() as session:
-                await copy_in(session, "sample_hot_fast", NAMES, stream)
+                await copy_in(session, "sample_hot_fast", hot.NAMES, stream)
 
         expected = HOT.hot_facts()
         psql, ours = [], []
@@ -303,26 +343,33 @@ async def against_psql(database: Database, rounds: int) -> None:
 
 
 def tuples(load: Load) -> list[tuple[Any, ...]]:
-    """The rows of `load` as the peers want them."""
+    """The rows of `load` as the peers want them, packed."""
     found: list[tuple[Any, ...]] = []
     for gpu, batch in load.batches():
-        times = [to_datetime(t) for t in batch.time_ns.tolist()]
-        columns = [column.tolist() for column in batch.columns]
-        ids, epochs = [gpu + 1] * len(batch), [1] * len(batch)
-        found += zip(ids, times, epochs, batch.sequence.tolist(), *columns, strict=True)
+        found += zip(*keys_of(gpu, batch), packed(batch), strict=True)
     return found
 
 
+def column_tuples(load: Load) -> list[tuple[Any, ...]]:
+    """The same with a number a column."""
+    found: list[tuple[Any, ...]] = []
+    for gpu, batch in load.batches():
+        columns = [column.tolist() for column in batch.columns]
+        found += zip(*keys_of(gpu, batch), *columns, strict=True)
+    return found
+
+
+def keys_of(gpu: int, batch: Batch) -> tuple[list[Any], ...]:
+    times = [to_datetime(t) for t in batch.time_ns.tolist()]
+    return [gpu + 1] * len(batch), times, [1] * len(batch), batch.sequence.tolist()
+
+
 def pgcopy_of(
-    settings: DatabaseSettings, rows: list[tuple[Any, ...]]
-) -> Callable[[], Awaitable[None]] | None:
-    """Stores `rows` by pgcopy; None, and that is told, where it is not installed."""
-    try:
-        import pgcopy
-        import psycopg2
-    except ImportError:
-        report.skip("copy.pgcopy_samples_per_s", "pip install 'gputel[peers]' brings pgcopy")
-        return None
+    settings: DatabaseSettings, table: str, names: Sequence[str], rows: list[tuple[Any, ...]]
+) -> Callable[[], Awaitable[None]]:
+    """Stores `rows` by pgcopy."""
+    import pgcopy
+    import psycopg2
 
     def copy() -> None:
         connection = psycopg2.connect(
@@ -333,7 +380,7 @@ def pgcopy_of(
             dbname=settings.dbname,
         )
         with connection:
-            pgcopy.CopyManager(connection, "sample_hot_fast", list(NAMES)).copy(rows)
+            pgcopy.CopyManager(connection, table, list(names)).copy(rows)
         connection.close()
 
     async def by_pgcopy() -> None:

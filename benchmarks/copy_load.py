@@ -12,6 +12,8 @@ from gputel import wire
 from gputel.batch import DTYPES, Batch
 from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.clock import NS_PER_S
+from gputel.kernels import HotStream, hot_places
+from gputel.store import cells
 from gputel.store.frames import Message
 
 if TYPE_CHECKING:
@@ -22,8 +24,10 @@ START_NS = 1_760_000_000 * NS_PER_S
 GPUS_PER_NODE = 8
 VARIANTS = 8  # distinct series; GPUs of one variant carry the same values
 
-_SUMS = ", ".join(f"sum({metric.name})::float8" for metric in METRIC_SET.metrics)
-HOT_FACTS = f"SELECT count(*), {_SUMS} FROM sample_hot_fast"
+_SUMS = ", ".join(f"sum({cells.in_sql(metric, 'h')})" for metric in METRIC_SET.metrics)
+HOT_FACTS = f"SELECT count(*), {_SUMS} FROM sample_hot_fast h"
+_COLUMN_SUMS = ", ".join(f"sum({metric.name})::float8" for metric in METRIC_SET.metrics)
+COLUMNS_FACTS = f"SELECT count(*), {_COLUMN_SUMS} FROM sample_columns"
 CHUNK_FACTS = (
     "SELECT count(*), sum(samples), (SELECT sum(each) FROM rollup_1m, unnest(n) AS each), "
     "(SELECT sum(each) FROM rollup_1m, unnest(sum) AS each), "
@@ -98,7 +102,7 @@ class Load:
         return found
 
     def hot_facts(self) -> Facts:
-        """What HOT_FACTS must give: rows, and the sum of each metric."""
+        """What HOT_FACTS and COLUMNS_FACTS must give: rows, and the sum of each metric."""
         totals = [0.0] * len(METRIC_SET.metrics)
         for _, batch in self.batches():
             for j, column in enumerate(batch.columns):
@@ -126,8 +130,20 @@ class Load:
         ]
 
 
+def packed(batch: Batch) -> list[bytes]:
+    """The cells of a hot row of each sample."""
+    stream = HotStream(batch.metric_set.storages)
+    head_bytes = stream.size_bytes
+    stream.append(1, 1, batch.time_ns, batch.sequence, batch.columns, batch.valid)
+    row_bytes = (stream.size_bytes - head_bytes) // len(batch)
+    cells_bytes = hot_places(batch.metric_set.storages)[-1]
+    ends = [head_bytes + (i + 1) * row_bytes for i in range(len(batch))]
+    data = stream.finish()
+    return [bytes(data[end - cells_bytes : end]) for end in ends]
+
+
 async def facts(session: Connection, query: str) -> Facts:
-    """The answer to HOT_FACTS or CHUNK_FACTS."""
+    """The answer to HOT_FACTS, COLUMNS_FACTS or CHUNK_FACTS."""
     row = await session.fetchrow(query)
     assert row is not None
     return [value if isinstance(value, str) else float(value or 0) for value in row]

@@ -27,6 +27,7 @@ import uvloop
 
 from benchmarks import day_trace, report
 from benchmarks.copy import Database, server
+from benchmarks.copy_load import packed
 from gputel.batch import Batch
 from gputel.catalog import SET_BY_CADENCE, Cadence, Metric
 from gputel.clock import NS_PER_S
@@ -82,10 +83,14 @@ async def fill(store: Store, found: list[Load]) -> None:
     async with store.session() as session:
         for load in found:
             await session.execute(
-                "INSERT INTO gpu (uuid, node, gpu_index, first_seen, last_seen, metric_ids) "
-                "SELECT $1, 'n', $2, now(), now(), array_agg(metric_id) FROM metric",
+                "INSERT INTO gpu (uuid, node, gpu_index, first_seen, metric_ids) "
+                "SELECT $1, 'n', $2, now(), array_agg(metric_id) FROM metric",
                 f"GPU-{load.gpu_id}",
                 load.gpu_id,
+            )
+            await session.execute(
+                "INSERT INTO gpu_seen SELECT gpu_id, now() FROM gpu WHERE uuid = $1",
+                f"GPU-{load.gpu_id}",
             )
             for batch in load.batches:
                 rows = hot.from_batch(batch, 1, FAST.metrics)
@@ -165,14 +170,12 @@ async def latest(store: Store, load: Load, rounds: int) -> None:
             (row,) = await session.fetch(query, load.gpu_id)
             correct &= {name: row[name] for name in expected} == expected
             tooks.append(await timed(session, rounds, query, load.gpu_id))
-            names, values = ", ".join(m.name for m in FAST.metrics), list(expected.values())
-            places = ", ".join(f"${i}" for i in range(3, 3 + len(FAST.metrics)))
             await session.execute(
-                f"INSERT INTO sample_newest_fast (gpu_id, time, epoch, sequence, {names}) "
-                f"VALUES ($1, $2, 1, 1, {places}) ON CONFLICT DO NOTHING",
+                f"INSERT INTO sample_newest_fast ({', '.join(hot.NAMES)}) "
+                "VALUES ($1, $2, 1, 1, $3) ON CONFLICT DO NOTHING",
                 load.gpu_id,
-                values[-1],
-                *values[:-1],
+                expected["fast_time"],
+                packed(batch)[last],
             )
     kept_ms = round(tooks[1].seconds * 1e3, 2)
     emit("latest_ms", tooks[0].seconds * 1e3, "ms", correct, tooks[0], kept_ms=kept_ms)

@@ -151,7 +151,7 @@ async def read_alone(database: Database, gpus: int) -> Reading:
     portions: list[tuple[str, int, int]] = []
     async with store.session() as session:
         for metric_set in METRIC_SETS:
-            names = ", ".join(hot.layout(metric_set)[0])
+            names = ", ".join(hot.NAMES)
             for (name,) in await session.fetch(
                 "SELECT name FROM store_partition WHERE parent = $1 ORDER BY lower",
                 schema.hot_table(metric_set),
@@ -196,7 +196,10 @@ def insert_until_told(settings: DatabaseSettings, time_ns: int, pipe: Pipe) -> N
             database=settings.dbname,
             server_settings={"synchronous_commit": "off"},
         )
-        insert = "INSERT INTO sample_hot_fast (gpu_id, time, epoch, sequence) VALUES (1, $1, 2, $2)"
+        insert = (
+            f"INSERT INTO sample_hot_fast ({', '.join(hot.NAMES)}) "
+            "VALUES (1, $1, 2, $2, '\\x0000000000000000')"
+        )
         at, took = to_datetime(time_ns), list[float]()
         await session.execute(insert, at, 0)
         pipe.send("ready")

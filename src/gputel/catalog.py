@@ -90,7 +90,7 @@ class Otel:
 # all the fields was a third of the time to decode a chunk.
 @dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One metric. `name` is also its SQL column, its API name and its Prometheus stem."""
+    """One metric. `name` is also its column in gpu_latest, its API name and its Prometheus stem."""
 
     id: int
     name: str

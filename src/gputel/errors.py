@@ -106,6 +106,10 @@ class ChunkCorrupt(GputelError):
     """Bytes that are no valid chunk: bad magic, checksum, length or value range."""
 
 
+class RowCorrupt(GputelError):
+    """A stored row whose cells are none of its metric set."""
+
+
 class FrameCorrupt(GputelError):
     """Bytes that are no valid frame envelope."""
 

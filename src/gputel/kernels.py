@@ -1,6 +1,6 @@
 """The only door to the kernels.
 
-    ring, columns, codec, batches, records, chunk_rows, minutes, pgcopy, pgcopy_rows, nvml, template
+    ring, columns, codec, batches, records, chunk_rows, hot_rows, minutes, pgcopy, nvml, template
         native (gputel._native), or the readable twins (gputel._reference) where
         GPUTEL_KERNELS=reference asks for them
 
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gputel._reference.batches import DeliveryFields, MessageFields
+from gputel._reference.hot_rows import places as hot_places
 from gputel._reference.pgcopy import FieldType
 from gputel._reference.records import MAGIC as RECORD_MAGIC
 from gputel._reference.template import Hole, NumberForm
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
     from gputel._native.chunk_rows import ChunkRows
     from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._native.columns import Columns
+    from gputel._native.hot_rows import HotRows, HotStream
     from gputel._native.minutes import minute_statistics
     from gputel._native.nvml import Sweeper
     from gputel._native.pgcopy import CopyStream
-    from gputel._native.pgcopy_rows import CopyRows
     from gputel._native.records import decode_records, encode_records
     from gputel._native.ring import Ring
     from gputel._native.template import Template
@@ -52,10 +53,10 @@ elif NATIVE:
         from gputel._native.chunk_rows import ChunkRows
         from gputel._native.codec import decode_chunk, encode_chunk, read_chunk_header
         from gputel._native.columns import Columns
+        from gputel._native.hot_rows import HotRows, HotStream
         from gputel._native.minutes import minute_statistics
         from gputel._native.nvml import Sweeper
         from gputel._native.pgcopy import CopyStream
-        from gputel._native.pgcopy_rows import CopyRows
         from gputel._native.records import decode_records, encode_records
         from gputel._native.ring import Ring
         from gputel._native.template import Template
@@ -75,10 +76,10 @@ else:
     from gputel._reference.chunk_rows import ChunkRows
     from gputel._reference.codec import decode_chunk, encode_chunk, read_chunk_header
     from gputel._reference.columns import Columns
+    from gputel._reference.hot_rows import HotRows, HotStream
     from gputel._reference.minutes import minute_statistics
     from gputel._reference.nvml import Sweeper
     from gputel._reference.pgcopy import CopyStream
-    from gputel._reference.pgcopy_rows import CopyRows
     from gputel._reference.records import decode_records, encode_records
     from gputel._reference.ring import Ring
     from gputel._reference.template import Template
@@ -98,12 +99,13 @@ __all__ = [
     "ChunkHeader",
     "ChunkRows",
     "Columns",
-    "CopyRows",
     "CopyStream",
     "DecodedChunk",
     "DeliveryFields",
     "FieldType",
     "Hole",
+    "HotRows",
+    "HotStream",
     "MessageFields",
     "MinuteStatistics",
     "NumberForm",
@@ -121,6 +123,7 @@ __all__ = [
     "encode_deliveries",
     "encode_messages",
     "encode_records",
+    "hot_places",
     "minute_statistics",
     "nvml_sweeper",
     "read_chunk_header",

@@ -73,13 +73,19 @@ class MinuteStatistics(NamedTuple):
     sum: npt.NDArray[np.float64]
 
 
-class CopiedRows(NamedTuple):
-    """n rows of a COPY stream; the receiver owns the arrays.
+class ReadRows(NamedTuple):
+    """n hot rows as columns; the receiver owns the arrays.
 
-    columns  one array[n] a field; 0 where it is NULL
-    valid    one bool[n] a field: where it is not
+    gpu_id, time_ns, epoch, sequence  int64[n]
+    columns                           one array[n] a metric, of its storage's dtype; 0 where it
+                                      has no value
+    valid                             one bool[n] a metric: where it has one
     """
 
+    gpu_id: npt.NDArray[np.int64]
+    time_ns: npt.NDArray[np.int64]
+    epoch: npt.NDArray[np.int64]
+    sequence: npt.NDArray[np.int64]
     columns: tuple[npt.NDArray[np.generic], ...]
     valid: tuple[npt.NDArray[np.bool_], ...]
 

@@ -17,11 +17,11 @@ import msgspec
 import pytest
 
 from gputel import store as store_package
-from gputel.catalog import BY_NAME, Cadence
+from gputel.catalog import BY_NAME, METRIC_SETS, Cadence
 from gputel.clock import SYSTEM_CLOCK, ManualClock
 from gputel.errors import DatabaseUnavailable
 from gputel.inventory import Event, EventKind
-from gputel.store import Store, partitions, schema
+from gputel.store import Store, citus, partitions, schema
 from gputel.store.claim import ClaimLost, Claims
 from gputel.store.frames import Message
 from gputel.store.ingest import Ingest
@@ -29,6 +29,7 @@ from gputel.store.maintain import Maintainer
 from gputel.store.partitions import drop_partition
 from gputel.store.query import Query
 from gputel.store.settings import DatabaseSettings, StoreSettings
+from support import columns
 from support.citus import WORKERS, CitusCluster
 
 if TYPE_CHECKING:
@@ -185,7 +186,45 @@ async def test_what_was_stored_before_is_distributed(
                 "SELECT relname FROM pg_dist_partition p JOIN pg_class c ON c.oid = p.logicalrelid "
                 "WHERE p.partkey IS NOT NULL AND c.relkind = 'r' AND pg_relation_size(c.oid) > 0"
             )
+            assert not await session.fetchval(citus._FUNCTIONS_LACKING)
+            shown = await session.fetch("SELECT * FROM gpu_latest")
+            minutes = await session.fetchval("SELECT count(*) FROM gpu_minute")
         assert left == []
+        assert len(shown) == producer.gpus
+        assert minutes > 0
+    finally:
+        await store.close()
+
+
+async def test_rows_of_columns_are_packed_where_they_are(
+    bare: DatabaseSettings, cluster: CitusCluster
+) -> None:
+    await cluster.extend(bare.dbname)
+    store = await store_package.connect(bare)
+    try:
+        async with store.session() as session:
+            await columns.make(session)
+            for statement in citus.statements(
+                schema.REFERENCE_TABLES, schema.DISTRIBUTED_TABLES, ()
+            ):
+                await session.execute(statement)
+            for metric_set in METRIC_SETS:
+                await columns.fill(session, metric_set)
+        await asyncio.gather(*(store.migrate(StoreSettings()) for _ in range(2)))
+        for metric_set in METRIC_SETS:
+            rows = columns.rows_of(metric_set)
+            await columns.check(store, schema.hot_table(metric_set), metric_set, rows)
+            newest = columns.newest_of(rows)
+            await columns.check(store, schema.newest_table(metric_set), metric_set, newest)
+        found = await distribution(store)
+        async with store.session() as session:
+            names = [row[0] for row in await session.fetch("SELECT name FROM store_partition")]
+            left = await session.fetchval(
+                "SELECT count(*) FROM pg_dist_partition "
+                "WHERE logicalrelid::text LIKE 'sample%columns%'"
+            )
+        assert {found[name] for name in (*names, *schema.DISTRIBUTED_TABLES)} == {found["gpu_seen"]}
+        assert left == 0
     finally:
         await store.close()
 
@@ -395,8 +434,8 @@ async def test_a_partition_with_rows_that_a_worker_has_yet_to_commit_is_not_drop
         await worker.execute("SET citus.enable_manual_changes_to_shards = on")
         await worker.execute("BEGIN")
         await worker.execute(
-            f"INSERT INTO {shard} (gpu_id, time, epoch, sequence) "
-            f"VALUES (1, to_timestamp({START_NS // S}), 7, 7)"
+            f"INSERT INTO {shard} (gpu_id, time, epoch, sequence, cells) "
+            f"VALUES (1, to_timestamp({START_NS // S}), 7, 7, '\\x0000000000000000')"
         )
         await worker.execute("PREPARE TRANSACTION 'late'")
 

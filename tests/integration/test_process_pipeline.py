@@ -12,7 +12,9 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gputel.catalog import BY_NAME
 from gputel.services.state import read_state
+from gputel.store import cells
 from support.account import get, query, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.fault]
@@ -52,9 +54,10 @@ def test_no_process_is_lost_or_doubled_when_the_sink_is_killed(accounted: Any) -
     )
     assert not wrong
     # No sweep is missing: a GPU that is busy shortly before and after one had processes then.
+    utilization = cells.in_sql(BY_NAME["gpu_utilization_percent"], "f")
     busy = (
         "EXISTS (SELECT 1 FROM sample_hot_fast f WHERE f.gpu_id = s.gpu_id AND "
-        "f.gpu_utilization_percent > 50 AND f.time BETWEEN "
+        f"{utilization} > 50 AND f.time BETWEEN "
     )
     swept = (
         "SELECT s.gpu_id, s.time FROM sample_hot_slow s "

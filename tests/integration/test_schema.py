@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
+import numpy as np
 import pytest
 
 from gputel import store as store_package
 from gputel.catalog import METRIC_SETS, METRICS
+from gputel.clock import NS_PER_S
 from gputel.errors import DatabaseUnavailable
 from gputel.store import Store, schema
+from gputel.store.partitions import Partitions
 from gputel.store.settings import DatabaseSettings, StoreSettings
 
 
@@ -24,10 +27,9 @@ async def columns_of(store: Store, table: str) -> dict[str, str]:
 
 
 async def test_every_metric_has_a_column_of_its_type(store: Store) -> None:
-    for metric_set in METRIC_SETS:
-        columns = await columns_of(store, schema.hot_table(metric_set))
-        for metric in metric_set.metrics:
-            assert columns[metric.name] == schema.SQL_TYPES[metric.storage].split("(")[0]
+    columns = await columns_of(store, "gpu_latest")
+    for metric in METRICS:
+        assert columns[metric.name] == schema.SQL_TYPES[metric.storage].split("(")[0]
 
 
 @pytest.mark.usefixtures("plain")
@@ -46,11 +48,28 @@ async def test_migration_is_idempotent_and_concurrent(store: Store) -> None:
 async def test_a_new_metric_becomes_a_column(store: Store) -> None:
     async with store.session() as session:
         await session.execute("DROP VIEW gpu_latest, gpu_minute, gpu_hour")
-        await session.execute("ALTER TABLE sample_hot_fast DROP COLUMN power_watts")
+        await session.execute("DELETE FROM metric WHERE name = 'power_watts'")
         await session.execute("UPDATE schema_catalog SET digest = 'an older one'")
     await store.migrate(StoreSettings())
-    assert "power_watts" in await columns_of(store, "sample_hot_fast")
     assert "power_watts" in await columns_of(store, "gpu_latest")
+    async with store.session() as session:
+        place = await session.fetchrow(
+            "SELECT storage, cell, cell_at FROM metric WHERE name = 'power_watts'"
+        )
+    assert place is not None
+    assert tuple(place) == (1, 2, 24)
+
+
+async def test_hot_rows_are_kept_in_the_table_alone(store: Store) -> None:
+    """A partition has no table for large values, which would be made and dropped with it."""
+    day_ns = np.array([1_759_968_000 * NS_PER_S])
+    await Partitions(store, StoreSettings()).ensure({"sample_hot_fast": [day_ns]})
+    async with store.session() as session:
+        found = await session.fetch(
+            "SELECT relname, reltoastrelid FROM pg_class WHERE relname LIKE 'sample_hot_fast_p%' "
+            "AND relkind = 'r'"
+        )
+    assert [tuple(row) for row in found] == [("sample_hot_fast_p202510090000", 0)]
 
 
 @pytest.mark.usefixtures("plain")

@@ -1,4 +1,4 @@
-"""Steps of sealing: as many at once as are allowed, and no more."""
+"""Steps of sealing: as many at once as are allowed, and no more; and a row that nobody can read."""
 
 from __future__ import annotations
 
@@ -55,5 +55,34 @@ async def test_as_many_steps_at_once_as_are_allowed(
     assert most == seal.STEPS_AT_ONCE
     assert maintainer.counts.sealed_rows == GPUS * ROWS
     assert await count(store, schema.hot_table(SET_BY_CADENCE[Cadence.FAST])) == 0
+    await points(store, producer)
+    await hours(store, producer)
+
+
+async def test_a_damaged_row_holds_up_its_own_partition_only(
+    store: Store,
+    make_producer: Callable[..., Producer],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    producer = make_producer(gpus=2)
+    messages = [producer.publish([START_NS + i * 20 * S]) for i in range(ROWS)]
+    messages.append(producer.publish([START_NS], cadence=Cadence.MEDIUM))
+    await commit(store, messages)
+    fast, medium = (schema.hot_table(SET_BY_CADENCE[c]) for c in (Cadence.FAST, Cadence.MEDIUM))
+    damaged = "gpu_id = 1 AND sequence = 2"
+    damage = f"UPDATE {fast} SET cells = $1 WHERE {damaged}"
+    async with store.session() as session:
+        cells = await session.fetchval(f"SELECT cells FROM {fast} WHERE {damaged}")
+        await session.execute(damage, cells[:-1])
+    maintainer = Maintainer(store, SETTINGS, ManualClock(SYSTEM_CLOCK.time_ns() + HOUR_NS))
+    await maintainer.round()
+    (said,) = (r.getMessage() for r in caplog.records if r.levelname == "ERROR")
+    assert "cells of GPU 1, epoch 1, sequence 2: 167 bytes, where 168 hold" in said
+    assert await count(store, medium) == 0
+    assert await count(store, f"{fast} WHERE gpu_id = 1") > 0
+    async with store.session() as session:
+        await session.execute(damage, cells)
+    await maintainer.round()
+    assert await count(store, fast) == 0
     await points(store, producer)
     await hours(store, producer)

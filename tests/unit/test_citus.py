@@ -25,8 +25,14 @@ class Catalog:
         workers: int = 2,
         present: tuple[str, ...] = (),
         left: tuple[str, ...] = (),
+        lacking: bool = False,
     ) -> None:
-        self._answers = {"extversion": version, "groupid": group, "count(*)": workers}
+        self._answers = {
+            "extversion": version,
+            "groupid": group,
+            "count(*)": workers,
+            "EXISTS": lacking,
+        }
         self._present = present
         self._left = left
         self.executed: list[str] = []
@@ -52,7 +58,10 @@ class Catalog:
 
 
 async def distribute(catalog: Any) -> None:
-    await citus.distribute(catalog, ("gpu", "metric"), ("gpu_seen", "event"), 1.0)
+    async def make_functions() -> None:
+        await catalog.execute("CREATE OR REPLACE FUNCTION")
+
+    await citus.distribute(catalog, ("gpu", "metric"), ("gpu_seen", "event"), make_functions, 1.0)
 
 
 async def test_plain_postgresql_is_left_alone() -> None:
@@ -99,6 +108,13 @@ async def test_rows_that_a_killed_migration_left_on_the_coordinator_are_removed(
         "SELECT truncate_local_data_after_distributing_table('gpu')",
         "SELECT truncate_local_data_after_distributing_table('event')",
     ]
+
+
+async def test_functions_that_only_the_coordinator_has_are_made_anew() -> None:
+    present = ("gpu", "metric", "gpu_seen", "event")
+    catalog: Any = Catalog("14.0-1", present=present, lacking=True)
+    await distribute(catalog)
+    assert catalog.executed == ["BEGIN", "CREATE OR REPLACE FUNCTION", "COMMIT"]
 
 
 async def test_without_workers_it_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ before a transaction and another after it, never half of one GPU.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import asyncpg
@@ -56,6 +56,17 @@ WHERE pg_relation_size(name::regclass) > 0 OR EXISTS (
 """
 
 
+# Is one of our functions on the coordinator alone?
+_FUNCTIONS_LACKING: Final = """
+SELECT EXISTS (
+    SELECT FROM pg_proc p
+    WHERE p.pronamespace = current_schema()::regnamespace AND p.proname LIKE 'gputel%'
+        AND NOT EXISTS (SELECT FROM pg_dist_object o
+                        WHERE o.classid = 'pg_proc'::regclass AND o.objid = p.oid)
+)
+"""
+
+
 class Cluster(NamedTuple):
     """What a coordinator says of its cluster."""
 
@@ -94,11 +105,17 @@ async def find(connection: Connection) -> Cluster | None:
 
 
 async def distribute(
-    connection: Connection, reference: Sequence[str], distributed: Sequence[str], timeout_s: float
+    connection: Connection,
+    reference: Sequence[str],
+    distributed: Sequence[str],
+    make_functions: Callable[[], Awaitable[None]],
+    timeout_s: float,
 ) -> None:
     """Hand the tables to the workers, those that are not there yet, with the rows they have.
 
     All at once or none; whoever uses the tables waits. Without the extension nothing is done.
+    `make_functions`: makes ours anew, for Citus hands on those that are made while it is there, and
+    of those before only what a view names, not what that calls in turn.
     """
     cluster = await find(connection)
     if cluster is None:
@@ -125,6 +142,9 @@ async def distribute(
             len(distributed),
             cluster.workers,
         )
+    if await connection.fetchval(_FUNCTIONS_LACKING):
+        async with connection.transaction():
+            await make_functions()
     # The shards have the rows of these now, perhaps since a migration that was killed here.
     for (table,) in await connection.fetch(_LEFT, [*reference, *distributed]):
         await connection.execute(

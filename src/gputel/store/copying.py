@@ -11,7 +11,7 @@ from gputel.limits import KIB
 from gputel.store import citus
 
 if TYPE_CHECKING:
-    from gputel.kernels import CopyStream
+    from gputel.kernels import CopyStream, HotStream
     from gputel.store.connection import Connection
 
 SLICE_BYTES: Final = 256 * KIB
@@ -29,7 +29,7 @@ async def copy_in(
     connection: Connection,
     table: str,
     columns: Sequence[str],
-    stream: CopyStream,
+    stream: CopyStream | HotStream,
     *,
     skip_present: bool = False,
 ) -> int:

@@ -1,48 +1,32 @@
-"""Hot rows: samples as wide rows, into PostgreSQL and back, always as binary COPY.
+"""Hot rows: samples as packed rows, into PostgreSQL and back, always as binary COPY.
 
-Rows come back as they are stored, and the kernel takes the stream apart as it arrives: no value
-becomes a Python object on its way, and a NULL is four bytes.
+A row has one field for all its values, which the kernels fill from columns and take apart into
+columns (the drawing is in gputel._reference.hot_rows): no value becomes a Python object on its
+way, and PostgreSQL has five fields to look at, whatever the set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from gputel.batch import Batch
-from gputel.catalog import METRIC_SETS, Metric, MetricSet, Storage
+from gputel.catalog import Metric, MetricSet
 from gputel.clock import NS_PER_US
-from gputel.kernels import CopyRows, CopyStream, FieldType, RowBlock
+from gputel.errors import RowCorrupt
+from gputel.kernels import HotRows, HotStream, RowBlock
 from gputel.store import schema
 from gputel.store.copying import copy_in
 
 if TYPE_CHECKING:
     from gputel.store.connection import Connection
 
-_KEY: Final[dict[str, FieldType]] = {
-    "gpu_id": "int8",
-    "time": "timestamptz_ns",
-    "epoch": "int8",
-    "sequence": "int8",
-}
-_COPY_TYPES: Final[dict[Storage, FieldType]] = {
-    Storage.F32: "float4",
-    Storage.F64: "float8",
-    Storage.I64: "int8",
-    Storage.U64: "numeric_u64",
-}
-#: Names and types of a row's fields, by metric set.
-_LAYOUTS: Final = {
-    metric_set.id: (
-        (*_KEY, *(metric.name for metric in metric_set.metrics)),
-        (*_KEY.values(), *(_COPY_TYPES[metric.storage] for metric in metric_set.metrics)),
-    )
-    for metric_set in METRIC_SETS
-}
+#: The columns of a hot table, in the order of its COPY stream.
+NAMES: Final = ("gpu_id", "time", "epoch", "sequence", "cells")
 _EPOCH_2000_US: Final = 946_684_800_000_000
 _HEADER_BYTES: Final = 19
 _TRAILER_BYTES: Final = 2
@@ -120,11 +104,6 @@ def concatenate(pieces: Sequence[Rows]) -> Rows:
     )
 
 
-def layout(metric_set: MetricSet) -> tuple[tuple[str, ...], tuple[FieldType, ...]]:
-    """Names and types of the fields of a row, in the order of its COPY stream."""
-    return _LAYOUTS[metric_set.id]
-
-
 async def write(
     connection: Connection,
     metric_set: MetricSet,
@@ -136,13 +115,11 @@ async def write(
 
     `skip_present`: rows that the table holds already are left out, instead of failing.
     """
-    names, types = layout(metric_set)
-    stream = CopyStream(types)
+    stream = HotStream(metric_set.storages)
     for gpu_id, epoch, rows in pieces:
-        values: tuple[Any, ...] = (gpu_id, rows.time_ns, epoch, rows.sequence, *rows.columns)
-        stream.append(len(rows.time_ns), values, rows.valid)
+        stream.append(gpu_id, epoch, rows.time_ns, rows.sequence, rows.columns, rows.valid)
     return await copy_in(
-        connection, schema.hot_table(metric_set), names, stream, skip_present=skip_present
+        connection, schema.hot_table(metric_set), NAMES, stream, skip_present=skip_present
     )
 
 
@@ -155,9 +132,8 @@ async def keep_newest(
     distributed: bool,
 ) -> None:
     """Keep the newest row of each GPU in `table`, where none is kept yet that is newer."""
-    names, _ = layout(metric_set)
-    fields = ", ".join(names)
-    found, new = (", ".join(f"{row}.{name}" for name in names) for row in ("n", "excluded"))
+    fields = ", ".join(NAMES)
+    found, new = (", ".join(f"{row}.{name}" for name in NAMES) for row in ("n", "excluded"))
     # Each GPU by one look into the index; but Citus lets no join begin with anything but shards.
     newest = (
         f"(SELECT DISTINCT ON (gpu_id) * FROM {table} WHERE gpu_id = ANY($1::bigint[]) "
@@ -179,42 +155,54 @@ async def keep_newest(
 async def read(
     connection: Connection,
     table: str,
+    metric_set: MetricSet,
     metrics: Sequence[Metric],
     where: str,
     arguments: Sequence[object],
     tail: str = "",
 ) -> Rows:
-    """The rows of `table` for which the SQL condition `where` holds, in the order of `tail`."""
-    _, rows = await read_gpus(connection, table, metrics, where, arguments, tail)
+    """The rows of `table` for which the SQL condition `where` holds, in the order of `tail`.
+
+    Of them the chosen `metrics`, all of `metric_set`. RowCorrupt: a row that gputel did not write.
+    """
+    _, rows = await read_gpus(connection, table, metric_set, metrics, where, arguments, tail)
     return rows
 
 
 async def read_gpus(
     connection: Connection,
     table: str,
+    metric_set: MetricSet,
     metrics: Sequence[Metric],
     where: str,
     arguments: Sequence[object],
     tail: str = "",
 ) -> tuple[Int64s, Rows]:
     """As `read`, of several GPUs: (int64[n], the GPU of each row; the rows)."""
-    types = *_KEY.values(), *(_COPY_TYPES[metric.storage] for metric in metrics)
-    reader = CopyRows(types)
+    reader = HotRows(metric_set.storages, [metric_set.column(metric) for metric in metrics])
+
+    refused: ValueError | None = None
 
     async def take(block: bytes) -> None:
-        reader.feed(block)
+        nonlocal refused
+        try:
+            if refused is None:
+                reader.feed(block)
+        except ValueError as error:
+            # The rest is let pass: raised here, it would cost the connection.
+            refused = error
 
-    names = ", ".join((*_KEY, *(metric.name for metric in metrics)))
     await connection.copy_from_query(
-        f"SELECT {names} FROM {table} WHERE {where} {tail}",
+        f"SELECT {', '.join(NAMES)} FROM {table} WHERE {where} {tail}",
         *arguments,
         output=take,
         format="binary",
     )
-    columns, valid = reader.finish()
-    gpu_id, time_ns, epoch, sequence = cast(tuple[Int64s, ...], columns[: len(_KEY)])
-    values = columns[len(_KEY) :], valid[len(_KEY) :]
-    return gpu_id, Rows(time_ns, epoch, sequence, *values)
+    if refused is not None:
+        raise RowCorrupt(f"{table}: {refused}") from refused
+    found = reader.finish()
+    rows = Rows(found.time_ns, found.epoch, found.sequence, found.columns, found.valid)
+    return found.gpu_id, rows
 
 
 def copied(stream: memoryview, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:

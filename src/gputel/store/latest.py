@@ -19,7 +19,7 @@ import numpy as np
 
 from gputel import wire
 from gputel.catalog import Metric, MetricSet
-from gputel.store import hot, schema
+from gputel.store import cells, hot, schema
 from gputel.store.times import DAY_NS, MINUTE_NS, to_datetime, to_ns
 
 if TYPE_CHECKING:
@@ -77,13 +77,14 @@ async def latest_values(
     recent: list[_Wanted] = []
     # What is found is the newest value when it is at least this late.
     since_ns: dict[tuple[int, Metric], int] = {}
-    for row in await _newest_rows(session, metric_set, metrics, gpu_ids):
-        gpu_id, metric_ids, minute, time, epoch, sequence, *values = row
+    for row in await _newest_rows(session, metric_set, gpu_ids):
+        gpu_id, metric_ids, minute, time, epoch, sequence, row_cells = row
         row_ns = None if time is None else to_ns(time)
         in_chunks = minute is not None and (row_ns is None or not _is_after(row_ns, minute))
-        for metric, value in zip(metrics, values, strict=True):
+        for metric in metrics:
             if metric.id not in metric_ids:
                 continue
+            value = None if row_ns is None else cells.value_in(row_cells, metric)
             if row_ns is not None and value is not None:
                 found[gpu_id, metric] = _Candidate(row_ns, epoch, sequence, value)
             if in_chunks:
@@ -112,14 +113,10 @@ def _is_after(time_ns: int, minute: datetime) -> bool:
 
 
 async def _newest_rows(
-    session: Connection,
-    metric_set: MetricSet,
-    metrics: Sequence[Metric],
-    gpu_ids: Sequence[int] | None,
+    session: Connection, metric_set: MetricSet, gpu_ids: Sequence[int] | None
 ) -> Sequence[asyncpg.Record]:
-    names = ", ".join(f"h.{metric.name}" for metric in metrics)
     return await session.fetch(
-        f"SELECT g.gpu_id, g.metric_ids, r.minute, h.time, h.epoch, h.sequence, {names} "
+        f"SELECT g.gpu_id, g.metric_ids, r.minute, h.time, h.epoch, h.sequence, h.cells "
         "FROM gpu_seen s JOIN gpu g USING (gpu_id) LEFT JOIN LATERAL ("
         f"SELECT * FROM {schema.hot_table(metric_set)} WHERE gpu_id = s.gpu_id "
         "ORDER BY time DESC, epoch DESC, sequence DESC LIMIT 1) h ON true "
@@ -139,12 +136,11 @@ async def _newest_of(
 ) -> list[_Wanted]:
     """Find the newest rows that hold `metric`; returns the minutes that may have it newer."""
     wanted = []
-    for gpu_id, minute, time, epoch, sequence, value in await session.fetch(
-        "SELECT s.gpu_id, r.minute, h.time, h.epoch, h.sequence, h.value "
+    for gpu_id, minute, time, epoch, sequence, row_cells in await session.fetch(
+        "SELECT s.gpu_id, r.minute, h.time, h.epoch, h.sequence, h.cells "
         "FROM gpu_seen s LEFT JOIN LATERAL ("
-        f"SELECT time, epoch, sequence, {metric.name} AS value "
-        f"FROM {schema.hot_table(metric_set)} "
-        f"WHERE gpu_id = s.gpu_id AND {metric.name} IS NOT NULL "
+        f"SELECT * FROM {schema.hot_table(metric_set)} "
+        f"WHERE gpu_id = s.gpu_id AND {cells.has(metric)} "
         "ORDER BY time DESC, epoch DESC, sequence DESC LIMIT 1) h ON true "
         "LEFT JOIN LATERAL (SELECT minute FROM rollup_1m WHERE gpu_id = s.gpu_id "
         "AND (h.time IS NULL OR minute > h.time - interval '1 minute') "
@@ -153,7 +149,8 @@ async def _newest_of(
         list(gpu_ids),
         metric.id,
     ):
-        if time is not None:
+        value = None if time is None else cells.value_in(row_cells, metric)
+        if value is not None:
             newest = _Candidate(to_ns(time), epoch, sequence, value)
             found[gpu_id, metric] = max(found.get((gpu_id, metric), newest), newest)
         if minute is not None:

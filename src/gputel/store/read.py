@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from gputel import wire
 from gputel.catalog import Metric, MetricSet
 from gputel.clock import NS_PER_US
-from gputel.store import hot, schema
+from gputel.store import cells, hot, schema
 from gputel.store.hot import Rows
 from gputel.store.merge import I64_MIN, RowKey, from_key, in_order
 from gputel.store.times import DAY_NS, to_datetime, to_ns
@@ -69,7 +69,7 @@ async def read_hot(
     points: int,
 ) -> Rows:
     """As `read_set`, of the hot table only."""
-    some = " OR ".join(f"{metric.name} IS NOT NULL" for metric in metrics)
+    some = " OR ".join(map(cells.has, metrics))
     step = min(points, HOT_ROWS_A_STEP)
     pieces: list[Rows] = []
     found, key, comparison = 0, first, ">="
@@ -77,6 +77,7 @@ async def read_hot(
         block = await hot.read(
             connection,
             schema.hot_table(metric_set),
+            metric_set,
             metrics,
             f"gpu_id = $1 AND time >= $2 AND time < $3 "
             f"AND (time, epoch, sequence) {comparison} ($2, $4, $5) AND ({some})",

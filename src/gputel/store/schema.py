@@ -2,10 +2,10 @@
 
 `migrations/*.sql` are applied once each, in the order of their numbers. What follows from
 the catalog (a hot table a metric set, the `metric` table, the views) is made here, and made
-again when the catalog has changed: a new metric is a new column. `functions/*.sql`, which read
-chunks in SQL, are made again with them when their text has changed.
+again when the catalog has changed. `functions/*.sql`, which read hot rows and chunks in SQL, are
+made again with them when their text has changed.
 
-    sample_hot_<set>   gpu_id, time, epoch, sequence, one column a metric; partitioned by time
+    sample_hot_<set>   gpu_id, time, epoch, sequence, cells: all values; partitioned by time
     sample_newest_<set>  the newest row of each GPU that was sealed, for gpu_latest
     gpu_latest         the newest sample of each GPU and set, by name, sealed or not
     gpu_minute         n, min, max, avg, sum by GPU, metric and minute, sealed or not
@@ -21,11 +21,12 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gputel.catalog import METRIC_SETS, METRICS, SET_OF, MetricSet, Storage
 from gputel.errors import DatabaseUnavailable
-from gputel.store import citus
+from gputel.store import cells, citus
 
 if TYPE_CHECKING:
     from gputel.store.connection import Connection
@@ -38,6 +39,7 @@ LOCK_MIGRATE: Final = 1
 LOCK_PARTITIONS: Final = 2
 LOCK_MAINTAIN: Final = 3
 
+#: Of the columns of gpu_latest.
 SQL_TYPES: Final = {
     Storage.F32: "real",
     Storage.F64: "double precision",
@@ -46,7 +48,7 @@ SQL_TYPES: Final = {
 }
 
 # Bumped when what is made here changes its form.
-_GENERATION: Final = 4
+_GENERATION: Final = 5
 #: A migration may have to go through all that is stored.
 _MIGRATION_TIMEOUT_S: Final = 6 * 3600
 
@@ -91,7 +93,11 @@ async def migrate(connection: Connection) -> None:
         await _apply_files(connection)
         await _sync_catalog(connection)
         await citus.distribute(
-            connection, REFERENCE_TABLES, DISTRIBUTED_TABLES, _MIGRATION_TIMEOUT_S
+            connection,
+            REFERENCE_TABLES,
+            DISTRIBUTED_TABLES,
+            partial(_make_functions, connection),
+            _MIGRATION_TIMEOUT_S,
         )
     finally:
         if not connection.is_closed():
@@ -157,18 +163,8 @@ async def _sync_catalog(connection: Connection) -> None:
         await connection.execute("DROP VIEW IF EXISTS gpu_latest, gpu_minute, gpu_hour")
         for metric_set in METRIC_SETS:
             await _sync_hot_table(connection, metric_set)
-        await connection.executemany(
-            "INSERT INTO metric (metric_id, name, set_id, unit, kind, help) "
-            "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (metric_id) DO UPDATE SET "
-            "name = excluded.name, set_id = excluded.set_id, unit = excluded.unit, "
-            "kind = excluded.kind, help = excluded.help",
-            [(m.id, m.name, SET_OF[m].id, m.unit.value, m.kind.value, m.help) for m in METRICS],
-        )
-        # Functions keep this path: whoever calls them, with whatever tables of his own, gets ours.
-        await connection.execute(
-            "SELECT set_config('search_path', format('%I, pg_temp', current_schema()), true)"
-        )
-        await connection.execute(functions())
+        await _sync_metrics(connection)
+        await _make_functions(connection)
         await connection.execute(_latest_view())
         await connection.execute(_rollup_view("gpu_minute", "minute", ("rollup_1m",)))
         await connection.execute(_rollup_view("gpu_hour", "hour", ("rollup_1h", "rollup_1h_part")))
@@ -179,25 +175,55 @@ async def _sync_catalog(connection: Connection) -> None:
         )
 
 
+async def _make_functions(connection: Connection) -> None:
+    # They keep this path: whoever calls them, with whatever tables of his own, gets ours.
+    await connection.execute(
+        "SELECT set_config('search_path', format('%I, pg_temp', current_schema()), true)"
+    )
+    await connection.execute(functions())
+
+
+async def _sync_metrics(connection: Connection) -> None:
+    rows = []
+    for metric in METRICS:
+        cell, at, _ = cells.PLACES[metric]
+        texts = metric.unit.value, metric.kind.value, metric.help
+        place = cells.STORAGES[metric.storage], cell, at
+        rows.append((metric.id, metric.name, SET_OF[metric].id, *texts, *place))
+    await connection.executemany(
+        "INSERT INTO metric (metric_id, name, set_id, unit, kind, help, storage, cell, cell_at) "
+        "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (metric_id) DO UPDATE SET "
+        "name = excluded.name, set_id = excluded.set_id, unit = excluded.unit, "
+        "kind = excluded.kind, help = excluded.help, storage = excluded.storage, "
+        "cell = excluded.cell, cell_at = excluded.cell_at",
+        rows,
+    )
+
+
 async def _sync_hot_table(connection: Connection, metric_set: MetricSet) -> None:
-    key = (
-        "gpu_id bigint NOT NULL, time timestamptz NOT NULL, "
-        "epoch bigint NOT NULL, sequence bigint NOT NULL"
+    fields = (
+        "gpu_id bigint NOT NULL, time timestamptz NOT NULL, epoch bigint NOT NULL, "
+        "sequence bigint NOT NULL, cells bytea NOT NULL"
     )
     await connection.execute(
-        f"CREATE TABLE IF NOT EXISTS {hot_table(metric_set)} ({key}, "
+        f"CREATE TABLE IF NOT EXISTS {hot_table(metric_set)} ({fields}, "
         "PRIMARY KEY (gpu_id, time, epoch, sequence)) PARTITION BY RANGE (time)"
     )
     await connection.execute(
-        f"CREATE TABLE IF NOT EXISTS {newest_table(metric_set)} ({key}, "
+        f"CREATE TABLE IF NOT EXISTS {newest_table(metric_set)} ({fields}, "
         "PRIMARY KEY (gpu_id)) WITH (fillfactor = 50)"
     )
-    columns = ", ".join(
-        f"ADD COLUMN IF NOT EXISTS {metric.name} {SQL_TYPES[metric.storage]}"
-        for metric in metric_set.metrics
-    )
+    # Never compressed, nor put elsewhere: a partition needs no table for that, to be made and
+    # dropped with it.
     for table in (hot_table(metric_set), newest_table(metric_set)):
-        await connection.execute(f"ALTER TABLE {table} {columns}")
+        storage = await connection.fetchval(
+            "SELECT attstorage FROM pg_attribute WHERE attrelid = $1::text::regclass "
+            "AND attname = 'cells'",
+            table,
+        )
+        # Citus knows no such command for a table that it has already.
+        if storage != b"p":
+            await connection.execute(f"ALTER TABLE {table} ALTER COLUMN cells SET STORAGE PLAIN")
 
 
 def _hot_table_function() -> str:
@@ -212,13 +238,15 @@ def _latest_view() -> str:
     columns, joins = [], []
     for metric_set in METRIC_SETS:
         name = metric_set.name
-        for column in ("time", *(metric.name for metric in metric_set.metrics)):
-            shown = f"{name}_time" if column == "time" else column
-            columns.append(
-                f"CASE WHEN {name}_chunk.time IS NULL THEN {name}.{column} "
-                f"ELSE {name}_chunk.{column} END AS {shown}"
-            )
-        fields = ", ".join(("time", "epoch", "sequence", *(m.name for m in metric_set.metrics)))
+        shown = {f"{name}_time": (f"{name}.time", f"{name}_chunk.time")}
+        for metric in metric_set.metrics:
+            in_row = f"{cells.exact_in_sql(metric, name)}::{SQL_TYPES[metric.storage]}"
+            shown[metric.name] = (in_row, f"{name}_chunk.{metric.name}")
+        columns += [
+            f"CASE WHEN {name}_chunk.time IS NULL THEN {in_row} ELSE {in_chunk} END AS {column}"
+            for column, (in_row, in_chunk) in shown.items()
+        ]
+        fields = "time, epoch, sequence, cells"
         by_age = "ORDER BY time DESC, epoch DESC, sequence DESC LIMIT 1"
         joins.append(
             f"LEFT JOIN LATERAL ((SELECT {fields} FROM {hot_table(metric_set)} "
@@ -235,17 +263,17 @@ def _latest_view() -> str:
 
 def _newest_chunk(metric_set: MetricSet) -> str:
     """The newest sample of GPU `s` in chunks, where that is newer than its rows."""
-    cells = []
+    columns = []
     for metric in metric_set.metrics:
         value = "value" if metric.storage in (Storage.F32, Storage.F64) else "exact"
-        cells.append(
+        columns.append(
             f"(max({value}) FILTER (WHERE metric_id = {metric.id}))"
             f"::{SQL_TYPES[metric.storage]} AS {metric.name}"
         )
     ids = ", ".join(str(metric.id) for metric in metric_set.metrics)
     # A chunk spans less than a day: where none began in the day before, none reaches further.
     return (
-        f"SELECT max(n.time) AS time, {', '.join(cells)} FROM (SELECT c.payload, c.t0 "
+        f"SELECT max(n.time) AS time, {', '.join(columns)} FROM (SELECT c.payload, c.t0 "
         f"FROM sample_chunk c WHERE c.gpu_id = s.gpu_id AND c.set_id = {metric_set.id} "
         f"AND c.t0 > coalesce({metric_set.name}.time, (SELECT max(t0) FROM sample_chunk f "
         f"WHERE f.gpu_id = s.gpu_id AND f.set_id = {metric_set.id})) - interval '24 hours' "
@@ -265,15 +293,15 @@ def _rollup_view(name: str, unit: str, tables: Sequence[str]) -> str:
         for table in tables
     ]
     for metric_set in METRIC_SETS:
-        cells = ", ".join(
-            f"({m.id}::smallint, h.{m.name}::double precision)" for m in metric_set.metrics
-        )
+        ids = ", ".join(str(metric.id) for metric in metric_set.metrics)
+        values = ", ".join(cells.in_sql(metric, "h") for metric in metric_set.metrics)
         # Not date_trunc: where the session's zone is off by half an hour, so would be the hours.
         parts.append(
             f"SELECT h.gpu_id, date_bin('1 {unit}', h.time, timestamptz 'epoch') AS {unit}, "
             "v.metric_id, count(*) AS n, min(v.value) AS min, max(v.value) AS max, "
             f"sum(v.value) AS sum FROM {hot_table(metric_set)} h "
-            f"CROSS JOIN LATERAL (VALUES {cells}) AS v (metric_id, value) "
+            f"CROSS JOIN LATERAL unnest(ARRAY[{ids}]::smallint[], ARRAY[{values}]) "
+            "AS v (metric_id, value) "
             "WHERE v.value IS NOT NULL GROUP BY 1, 2, 3"
         )
     return (

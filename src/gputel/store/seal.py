@@ -22,7 +22,7 @@ import numpy as np
 from gputel import wire
 from gputel.batch import Batch
 from gputel.catalog import MetricSet
-from gputel.errors import FrameTooLarge
+from gputel.errors import FrameTooLarge, RowCorrupt
 from gputel.store import chunks, citus, hot
 from gputel.store.chunks import Chunk
 from gputel.store.hot import Int64s, Rows
@@ -42,6 +42,11 @@ ROWS_A_STEP: Final = 65_536
 GPUS_A_STEP: Final = 1000
 #: PERF(seal): while one step is encoded, the server sends the rows of another.
 STEPS_AT_ONCE: Final = 2
+
+# PERF(seal): a step that a crash of the server undoes, as it would one that was under way, is taken
+# again: its rows are hot then, as they were, for the log has all of it or nothing. What drops the
+# partition is waited for, and with it all that was before.
+_UNHURRIED: Final = "SET LOCAL synchronous_commit = off"
 
 #: Another transaction did the same, or was in the way: try again later.
 CONTENDED: Final = (
@@ -101,6 +106,8 @@ async def seal_partition(
         log.debug("sealing of %s is put off: %s", name, error)
     except asyncpg.UniqueViolationError as error:
         log.warning("%s holds rows that were sealed before, and is left: %s", name, error)
+    except RowCorrupt as error:
+        log.error("%s is left: %s", name, error)
     except (asyncpg.UndefinedTableError, asyncpg.CheckViolationError) as error:
         # Retention was faster.
         log.info("%s is not sealed: %s", name, error)
@@ -145,9 +152,11 @@ class _Walk:
         """Seal all rows of some GPUs; False, and nothing is done: there are too many."""
         where, between = "gpu_id BETWEEN $1 AND $2", [gpu_ids[0], gpu_ids[-1]]
         async with session.transaction(isolation="repeatable_read"):
+            await session.execute(_UNHURRIED)
             gpu_id, rows = await hot.read_gpus(
                 session,
                 self._name,
+                self._metric_set,
                 self._metric_set.metrics,
                 where,
                 between,
@@ -168,9 +177,11 @@ class _Walk:
     async def _step_through(self, session: Connection, gpu_id: int) -> bool:
         """Seal the first rows of one GPU; False: that was all of it."""
         async with session.transaction(isolation="repeatable_read"):
+            await session.execute(_UNHURRIED)
             rows = await hot.read(
                 session,
                 self._name,
+                self._metric_set,
                 self._metric_set.metrics,
                 "gpu_id = $1",
                 [gpu_id],

@@ -113,6 +113,80 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     END
 $$;
 
+-- Hot rows: a value in the cells of a row (src/gputel/_reference/hot_rows.py draws them), whose
+-- bytes begin at `at`. NULL where its bit is not set, and where there are no cells.
+
+CREATE OR REPLACE FUNCTION gputel_cell_bits(cells bytea, at integer) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT (get_byte(cells, at)::bigint << 56) | (get_byte(cells, at + 1)::bigint << 48)
+        | (((get_byte(cells, at + 2) << 16) | (get_byte(cells, at + 3) << 8)
+            | get_byte(cells, at + 4))::bigint << 24)
+        | ((get_byte(cells, at + 5) << 16) | (get_byte(cells, at + 6) << 8)
+            | get_byte(cells, at + 7))
+$$;
+
+-- PERF(sql): made of the bytes, as gputel_f64 of the bits: these would be an expression that is
+-- dear, not a variable, and the call would stay one.
+CREATE OR REPLACE FUNCTION gputel_cell_f64(cells bytea, at integer) RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE ((get_byte(cells, at) & 127) << 4) | (get_byte(cells, at + 1) >> 4)
+        WHEN 2047 THEN gputel_f64(gputel_cell_bits(cells, at))
+        ELSE CASE WHEN get_byte(cells, at) > 127 THEN -1.0::double precision ELSE 1.0 END
+            * (((CASE WHEN (get_byte(cells, at) & 127) > 0 OR get_byte(cells, at + 1) > 15
+                      THEN 16 ELSE 0 END) | (get_byte(cells, at + 1) & 15))
+                * 281474976710656::double precision
+                + ((get_byte(cells, at + 2) << 16) | (get_byte(cells, at + 3) << 8)
+                    | get_byte(cells, at + 4)) * 16777216::double precision
+                + ((get_byte(cells, at + 5) << 16) | (get_byte(cells, at + 6) << 8)
+                    | get_byte(cells, at + 7)))
+            / 4503599627370496
+            * power(2::double precision, greatest(
+                ((get_byte(cells, at) & 127) << 4) | (get_byte(cells, at + 1) >> 4), 1) - 1023)
+    END
+$$;
+
+CREATE OR REPLACE FUNCTION gputel_cell_f32(cells bytea, at integer) RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE ((get_byte(cells, at) & 127) << 1) | (get_byte(cells, at + 1) >> 7)
+        WHEN 255 THEN CASE
+            WHEN ((get_byte(cells, at + 1) & 127) | get_byte(cells, at + 2)
+                  | get_byte(cells, at + 3)) > 0 THEN 'NaN'
+            WHEN get_byte(cells, at) > 127 THEN '-Infinity'
+            ELSE 'Infinity' END::double precision
+        ELSE CASE WHEN get_byte(cells, at) > 127 THEN -1.0::double precision ELSE 1.0 END
+            * ((CASE WHEN (get_byte(cells, at) & 127) > 0 OR get_byte(cells, at + 1) > 127
+                     THEN 8388608 ELSE 0 END)
+                | ((get_byte(cells, at + 1) & 127) << 16) | (get_byte(cells, at + 2) << 8)
+                | get_byte(cells, at + 3))::double precision / 8388608
+            * power(2::double precision, greatest(
+                ((get_byte(cells, at) & 127) << 1) | (get_byte(cells, at + 1) >> 7), 1) - 127)
+    END
+$$;
+
+CREATE OR REPLACE FUNCTION gputel_cell(cells bytea, cell integer, storage integer, at integer)
+RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN get_bit(cells, cell) = 1 THEN CASE storage
+        WHEN 0 THEN gputel_cell_f32(cells, at)
+        WHEN 1 THEN gputel_cell_f64(cells, at)
+        WHEN 2 THEN gputel_cell_bits(cells, at)::double precision
+        ELSE gputel_unsigned(gputel_cell_bits(cells, at))::double precision
+    END END
+$$;
+
+-- As gputel_exact.
+CREATE OR REPLACE FUNCTION gputel_cell_exact(
+    cells bytea, cell integer, storage integer, at integer
+) RETURNS numeric
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN get_bit(cells, cell) = 1 THEN CASE storage
+        WHEN 0 THEN gputel_cell_f32(cells, at)::real::text::numeric
+        WHEN 1 THEN gputel_cell_f64(cells, at)::text::numeric
+        WHEN 2 THEN gputel_cell_bits(cells, at)::numeric
+        ELSE gputel_unsigned(gputel_cell_bits(cells, at))
+    END END
+$$;
+
 -- Nanoseconds since 1970 as PostgreSQL counts them, floored to the microsecond.
 CREATE OR REPLACE FUNCTION gputel_time(time_ns bigint) RETURNS timestamptz
 LANGUAGE sql STABLE PARALLEL SAFE AS $$

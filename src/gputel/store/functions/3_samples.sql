@@ -60,12 +60,14 @@ BEGIN
     -- A chunk spans less than a day, so none that begins earlier reaches the time. `rest` are the
     -- nanoseconds that PostgreSQL's times have no room for.
     parts := ARRAY(SELECT format($query$
-        SELECT h.time, 0 AS rest, %1$s AS set_id, h.epoch, h.sequence, v.metric_id, v.value
-        FROM %2$s h CROSS JOIN LATERAL (VALUES %3$s) AS v (metric_id, value)
-        WHERE h.gpu_id = %4$s AND h.time >= %5$L AND h.time < %6$L AND v.value IS NOT NULL
+        SELECT h.time, 0 AS rest, %1$s AS set_id, h.epoch, h.sequence, m.metric_id,
+            %7$s(h.cells, m.cell, m.storage, m.cell_at) AS value
+        FROM %2$s h JOIN metric m ON m.set_id = %1$s AND m.metric_id = ANY (%8$L)
+            AND get_bit(h.cells, m.cell) = 1
+        WHERE h.gpu_id = %4$s AND h.time >= %5$L AND h.time < %6$L
     UNION ALL
         SELECT gputel_time(u.time_ns), (u.time_ns %% 1000)::integer, %1$s, c.epoch, u.sequence,
-            k.metric_id, %7$s(k.storage, k.power, u.bits)
+            k.metric_id, %3$s(k.storage, k.power, u.bits)
         FROM sample_chunk c
         CROSS JOIN LATERAL gputel_chunk(
             c.payload, %8$L, format('chunk of GPU %4$s, set %1$s, %%s', c.t0)) k
@@ -73,14 +75,12 @@ BEGIN
         WHERE c.gpu_id = %4$s AND c.set_id = %1$s AND c.t1 >= %5$L
             AND c.t0 >= %9$L AND c.t0 < %6$L
             AND u.time_ns >= %10$s AND u.time_ns < %11$s $query$,
-        set_id, gputel_hot_table(set_id), cells, gpu_id, low, high,
-        CASE WHEN exact THEN 'gputel_exact' ELSE 'gputel_value' END, metric_ids,
+        set_id, gputel_hot_table(set_id),
+        CASE WHEN exact THEN 'gputel_exact' ELSE 'gputel_value' END, gpu_id, low, high,
+        CASE WHEN exact THEN 'gputel_cell_exact' ELSE 'gputel_cell' END, metric_ids,
         low - interval '24 hours', gputel_time_ns(low), gputel_time_ns(high))
     FROM (
-        SELECT m.set_id, string_agg(format(
-            '(%s, h.%I::%s)', m.metric_id, m.name,
-            CASE WHEN exact THEN 'text::numeric' ELSE 'double precision' END), ', ') AS cells
-        FROM metric m WHERE m.metric_id = ANY (metric_ids) GROUP BY m.set_id
+        SELECT DISTINCT m.set_id FROM metric m WHERE m.metric_id = ANY (metric_ids)
     ) AS sets);
     RETURN format(
         'SELECT %s FROM (%s) AS s JOIN metric m USING (metric_id) '
