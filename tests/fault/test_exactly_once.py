@@ -43,7 +43,7 @@ def test_kill_9_in_the_middle_of_a_replay(
     path = tmp_path / "dump.csv"
     write_dump(path, hosts=4, gpus=8, seconds=200, seed=len(victims[0]))
     expected = expected_values(path)
-    running = start_pipeline("--source", f"replay:{path}", "--once", "--speed", "20")
+    running = start_pipeline("--source", f"replay:{path}", "--once", "--speed", "10")
 
     def rows() -> int:
         return int(query(running.ready, "SELECT count(*) FROM sample_hot_medium")[0][0])
