@@ -146,10 +146,15 @@ def test_sigusr1_stops_and_starts_the_driver_calls(tmp_path: Path) -> None:
         running.until(lambda: "paused on request" in running.get("/readyz"), 5)
         assert '"status":"ok"' in running.get("/healthz")
         assert "gputel_collector_paused 1" in running.get("/metrics/collector")
-        time.sleep(1)  # the last calls end
-        before = sweep.in_driver_s(running.get("/metrics/collector"))
-        time.sleep(1)
-        assert sweep.in_driver_s(running.get("/metrics/collector")) == before
+        before = -1.0
+
+        def no_call_for_a_second() -> bool:
+            nonlocal before
+            before = sweep.in_driver_s(running.get("/metrics/collector"))
+            time.sleep(1)
+            return sweep.in_driver_s(running.get("/metrics/collector")) == before
+
+        running.until(no_call_for_a_second, 10)  # the last calls end
         running.process.send_signal(signal.SIGUSR1)
         running.until(lambda: '"polling":"ok"' in running.get("/readyz"), 5)
         running.until(lambda: sweep.in_driver_s(running.get("/metrics/collector")) > before, 5)

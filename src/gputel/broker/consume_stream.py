@@ -59,6 +59,7 @@ class ConsumeStream:
         #: Partition -> since when the consumer was told to have it; see `Member.since`.
         self._told: dict[int, int] = {}
         self._first = 0
+        self._behind = 0  # partitions with messages that were never delivered
         self._draining = False
         self.member = Member(
             name,
@@ -137,6 +138,7 @@ class ConsumeStream:
             # Each round begins with another partition: credit is shared fairly.
             partitions = sorted(self.member.partitions)
             self._first += 1
+            self._behind = sum(map(self._is_behind, partitions))
             for number in range(len(partitions)):
                 if not self.member.has_credit:
                     break
@@ -150,6 +152,10 @@ class ConsumeStream:
                 await self._wake.wait()
                 if had_credit and not self._draining:
                     await self._pace.wait()  # for the messages that come meanwhile
+
+    def _is_behind(self, partition: int) -> bool:
+        cursor = self._group.cursor(self.member, partition)
+        return cursor is not None and cursor.next_offset < self._logs[partition].next_offset
 
     async def _announce(self) -> None:
         if self._announced == self.member.generation:
@@ -230,7 +236,7 @@ class ConsumeStream:
             run,
             min(cursor.room, self.member.credit_messages),
             self.member.credit_bytes,
-            partitions=len(self.member.partitions),
+            partitions=max(self._behind, 1),
         )
         await self._send(partition, taken)
         return True

@@ -60,7 +60,7 @@ class ReadAhead:
         *,
         partitions: int,
     ) -> None:
-        """Begin to read what `read` is asked for next; the stream has `partitions` of them."""
+        """Begin to read what `read` is asked for next; so many `partitions` share the room."""
         share = max(AHEAD_BYTES_MAX // partitions, _AHEAD_BYTES_MIN)
         bytes_max = min(bytes_max, share, READ_BYTES_MAX)
         log = self._logs[partition]

@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 from gputel import limits
@@ -194,9 +195,12 @@ class Partition:
         loop = asyncio.get_running_loop()
         while True:
             segment, end = self._segment_of(offset, end_offset)
+            # A segment that is left may be read by other groups, too; of the one that is written
+            # the newest is in memory, and the page cache would have to be told of each commit.
+            read = partial(segment.read, cached=segment is not self.segments_held[-1])
             try:
                 part = await loop.run_in_executor(
-                    self._readers, segment.read, offset, end, messages_max, bytes_max
+                    self._readers, read, offset, end, messages_max, bytes_max
                 )
             except FileNotFoundError:  # retention was faster
                 offset = max(offset + 1, self.first_offset, segment.base_offset)

@@ -168,8 +168,13 @@ class Segment:
             position += size_bytes
         self.size_bytes = position
 
-    def open(self) -> int:
-        """A descriptor for reading; FileNotFoundError after retention."""
+    def open(self, *, cached: bool = False) -> int:
+        """A descriptor for reading; FileNotFoundError after retention.
+
+        `cached`: through the page cache, for a segment that is no longer written.
+        """
+        if cached:
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         return open_direct(self.path, os.O_RDONLY)
 
     def first_time(self) -> int:
@@ -195,12 +200,20 @@ class Segment:
             os.close(fd)
         return None
 
-    def read(self, offset: int, end_offset: int, messages_max: int, bytes_max: int) -> Part:
-        """Records of [offset, end_offset); at least one where there is one.
+    def read(
+        self,
+        offset: int,
+        end_offset: int,
+        messages_max: int,
+        bytes_max: int,
+        *,
+        cached: bool = False,
+    ) -> Part:
+        """Records of [offset, end_offset); at least one where there is one. See `open`.
 
         Blocks. Raises FileNotFoundError when the segment is gone, OSError on disk errors.
         """
-        fd = self.open()
+        fd = self.open(cached=cached)
         try:
             with self._lock:
                 position = self._position_of(fd, offset)
