@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-PACE_S: Final = 0.001
+PACE_S: Final = 0.002
 
 
 class Pace:
