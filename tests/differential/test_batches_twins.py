@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 import gputel._native.batches
 import gputel._reference.batches
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
+from support.damage import damaged
 
 TWINS: tuple[Any, ...] = (gputel._native.batches, gputel._reference.batches)
 KEYS = ("", "node-1", "node-1", "n", "knöten/ü", "鍵" * 50, "k" * 200)
@@ -97,22 +98,6 @@ def test_they_write_and_read_what_protobuf_does(seed: int) -> None:
         assert twin.decode_messages(sent) == message_fields(sent)
         assert twin.encode_deliveries(partition, iter(taken)) == stored
         assert twin.decode_deliveries(stored) == delivery_fields(stored)
-
-
-def damaged(rng: random.Random, data: bytes) -> bytes:
-    whole = bytearray(data)
-    for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(len(whole) + 1)
-        kind = rng.randrange(4)
-        if kind == 0 and at < len(whole):
-            whole[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            whole[at:at] = rng.randbytes(rng.randint(1, 12))
-        elif kind == 2:
-            del whole[at : at + rng.randint(1, 12)]
-        else:
-            del whole[at:]
-    return bytes(whole)
 
 
 @pytest.mark.parametrize("seed", range(20))

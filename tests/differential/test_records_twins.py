@@ -14,6 +14,7 @@ import gputel._reference.records
 from gputel import limits
 from gputel._reference.records import MAGIC, RUN_MAX, encode_record
 from gputel.broker.engine.record import Record
+from support.damage import damaged
 
 TWINS: tuple[Any, ...] = (gputel._native.records, gputel._reference.records)
 EDGES = (0, 1, 255, 2**31, 2**32 - 1, 2**32, 2**63 - 1)
@@ -131,22 +132,6 @@ def test_what_no_field_can_hold_is_refused(twin: Any, change: dict[str, Any], fi
     with pytest.raises(OverflowError):
         twin.encode_records([record], 0, first, out, 0)
     assert not any(out)
-
-
-def damaged(rng: random.Random, data: bytes) -> bytes:
-    whole = bytearray(data)
-    for _ in range(rng.randint(1, 2)):
-        at = rng.randrange(len(whole) + 1)
-        kind = rng.randrange(4)
-        if kind == 0 and at < len(whole):
-            whole[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            whole[at:at] = rng.randbytes(rng.randint(1, 12))
-        elif kind == 2:
-            del whole[at : at + rng.randint(1, 12)]
-        else:
-            del whole[at:]
-    return bytes(whole)
 
 
 @pytest.mark.parametrize("seed", range(20))
