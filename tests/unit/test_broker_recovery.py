@@ -104,6 +104,45 @@ def test_zeros_at_the_end_of_a_segment_that_was_left_are_damage(tmp_path):
     assert part.gaps == [Gap(ends[3], ends[4])]
 
 
+def whole_blocks(commits: int) -> tuple[bytes, list[int]]:
+    """A segment of one block, whose last payload ends with zeros."""
+    data, ends = write_log([1] * (commits - 1))
+    offset = commits - 1
+    room = BLOCK_BYTES - len(data)
+    head = len(encode_record(Record(offset, 1, "p", 1, commits, b"k", b""), 0))
+    data += encode_record(Record(offset, 1, "p", 1, commits, b"k", bytes(room - head)), 0)
+    assert len(data) == BLOCK_BYTES
+    return data, [*ends, len(data)]
+
+
+def test_a_segment_that_was_left_is_cut_to_its_last_record(tmp_path, caplog):
+    """What a crash while the next one began may have left undone."""
+    data, _ = write_log([1] * 5)
+    Segment.named(tmp_path, 5).write_bytes(b"")
+    found = recover_from(tmp_path, data + bytes(-len(data) % BLOCK_BYTES))
+    assert found.segments[0].size_bytes == len(data)
+    assert Segment.named(tmp_path, 0).read_bytes() == data
+    assert found.segments[0].read(0, 5, 100, 1 << 20).gaps == []
+    assert "torn" not in caplog.text
+
+
+def test_zeros_that_belong_to_a_record_are_not_cut(tmp_path):
+    data, _ = whole_blocks(5)
+    Segment.named(tmp_path, 5).write_bytes(b"")
+    found = recover_from(tmp_path, data)
+    assert found.segments[0].size_bytes == len(data)
+    assert len(found.segments[0].read(0, 5, 100, 1 << 20).records) == 5
+
+
+def test_zeros_in_the_place_of_a_message_are_damage(tmp_path):
+    """Less than a block of them, in a file of whole blocks: but the next one begins behind it."""
+    data, ends = whole_blocks(5)
+    Segment.named(tmp_path, 5).write_bytes(b"")
+    found = recover_from(tmp_path, data[: ends[3]] + bytes(ends[4] - ends[3]))
+    assert found.segments[0].size_bytes == len(data)
+    assert found.segments[0].read(0, 5, 100, 1 << 20).gaps == [Gap(ends[3], ends[4])]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_segment_is_indexed_by_whoever_reads_it(tmp_path, seed):
     """From anywhere, also behind damage, by several at once: what is asked for is found."""

@@ -18,11 +18,11 @@ from queue import Empty, SimpleQueue
 
 from gputel import limits
 from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.leaving import Janitor, Leaving
 from gputel.broker.engine.log_file import LogFile, Stage
 from gputel.broker.engine.memory import Block
 from gputel.broker.engine.partition import Partition
 from gputel.broker.engine.producers import Mark, Producers
-from gputel.broker.engine.recovery import create
 from gputel.broker.engine.segment import Segment
 from gputel.broker.settings import BrokerSettings
 from gputel.clock import NS_PER_S, Clock
@@ -41,13 +41,21 @@ class Writer:
     """The writing end of one partition; lives on the committer's thread."""
 
     def __init__(
-        self, partition: Partition, producers: Producers, disk: Disk, stage: Stage
+        self,
+        partition: Partition,
+        producers: Producers,
+        disk: Disk,
+        stage: Stage,
+        janitor: Janitor,
     ) -> None:
         self.partition = partition
         self._durable = producers  # only what is synced, unlike the partition's own table
         self._disk = disk
         self._stage = stage
+        self._janitor = janitor
         self._file = LogFile(disk, self._active.path, self._active.size_bytes, stage)
+        self._named = True  # the file's name is durable
+        self._left: Leaving | None = None  # the file before, until nothing is left to do with it
         self._held: list[Block] = []
         self._next_offset = self._unsynced_offset = partition.next_offset
         self.unsynced = False
@@ -114,22 +122,27 @@ class Writer:
         """Make durable what was written. SyncFailed."""
         try:
             self._file.sync()
+            if not self._named:
+                self._disk.sync_dir(self.partition.directory)
+                self._named = True
         except OSError as error:
             raise SyncFailed(error.errno, error.strerror) from error
         self._unsynced_offset = self._next_offset
         self.unsynced = False
 
     def _roll(self, base_offset: int) -> Segment:
+        """Go on in a new file. Nobody waits for what is still to be done with the old one."""
         if self.unsynced:
             self.sync()
-        self._file.seal()
+        if self._left is not None:
+            self._left.settle()
+            self._left = None
         path = Segment.named(self.partition.directory, base_offset)
-        snapshot = Segment(path, base_offset, 0).snapshot_path
-        self._disk.replace(snapshot, self._durable.snapshot())
-        fresh = create(self.partition.directory, base_offset, self._disk)
-        file = LogFile(self._disk, fresh.path, 0, self._stage)
-        self._file.close()
-        self._file = file
+        fresh = Segment(path, base_offset, 0)
+        file = LogFile(self._disk, path, 0, self._stage)
+        self._left = Leaving(self._disk, self._file, fresh.snapshot_path, self._durable.snapshot())
+        self._janitor.leave(self._left)
+        self._file, self._named = file, False
         self.partition.segments_held += (fresh,)
         return fresh
 
@@ -145,14 +158,13 @@ class Writer:
             gone += 1
         if gone:
             self.partition.segments_held = segments[gone:]
-            for segment in segments[:gone]:
-                segment.path.unlink(missing_ok=True)
-                segment.snapshot_path.unlink(missing_ok=True)
-            self._disk.sync_dir(self.partition.directory)
+            self._janitor.delete(self._disk, self.partition.directory, segments[:gone])
         return gone
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the files."""
+        if self._left is not None:
+            self._left.close()
         self._file.close()
 
 
@@ -173,6 +185,7 @@ class Committer:
         self._clock = clock
         self._observe_commit_s = observe_commit_s
         self.stage = Stage()
+        self.janitor = Janitor()
         self._queue: SimpleQueue[Partition | None] = SimpleQueue()
         self._writers: dict[Partition, Writer] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -208,6 +221,7 @@ class Committer:
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
+        self.janitor.stop()
 
     @property
     def is_full(self) -> bool:

@@ -276,8 +276,11 @@ class EmbeddedEngine:
                 accepted=self.committer.accepted,
             )
             durable = recovered.producers.copy()
-            writer = await self._call(Writer, partition, durable, self._disk, self.committer.stage)
-            self.committer.add(writer)
+            committer = self.committer
+            writer = await self._call(
+                Writer, partition, durable, self._disk, committer.stage, committer.janitor
+            )
+            committer.add(writer)
             partitions.append(partition)
         topic = Topic(opened.name, opened.id, tuple(partitions))
         self._topics[opened.name] = topic

@@ -53,7 +53,7 @@ class LogFile:
 
     def __init__(self, disk: Disk, path: Path, size_bytes: int, stage: Stage) -> None:
         self._disk = disk
-        self._path = path
+        self.path = path
         self._stage = stage.view
         self.size_bytes = size_bytes  # of records
         self._last = b""  # what the last block holds, where blocks are written
@@ -82,7 +82,7 @@ class LogFile:
             if error.errno != errno.EINVAL or not self._direct:
                 raise
             # Some file systems open a file so, and then refuse to write it.
-            log.info("%s is written through the page cache: %s", self._path, error.strerror)
+            log.info("%s is written through the page cache: %s", self.path, error.strerror)
             self.cut(self.size_bytes)
             leave_direct(self._fd)
             self._direct, self._last = False, b""
@@ -115,7 +115,7 @@ class LogFile:
 
     def cut(self, size_bytes: int) -> None:
         """Durably take away what lies behind the first `size_bytes`."""
-        self._disk.truncate(self._path, size_bytes)
+        self._disk.truncate(self.path, size_bytes)
         if size_bytes != self.size_bytes:
             self.size_bytes = size_bytes
             self._read_last()

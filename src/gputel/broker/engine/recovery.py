@@ -1,7 +1,8 @@
 """Opening a partition's files after whatever ended the last process.
 
 Only the last segment can have a torn tail, because a segment is synced before the next
-one begins. What is torn is cut off; what is damaged stays where it is and is reported.
+one begins. What is torn is cut off; what is damaged stays where it is and is reported. The last
+but one may still end with a filled up block: its end is cut while the last one is written.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.disk import BLOCK_BYTES, Disk
 from gputel.broker.engine.producers import Mark, Producers
 from gputel.broker.engine.record import Located
 from gputel.broker.engine.segment import (
@@ -53,6 +54,8 @@ def recover(directory: Path, disk: Disk) -> Recovered:
     for orphan in directory.glob(f"*{SNAPSHOT_SUFFIX}"):
         if not orphan.with_suffix(SUFFIX).exists():
             orphan.unlink()
+    if len(segments) > 1:
+        _trim(segments[-2], segments[-1].base_offset, disk)
     producers, first = _known_producers(segments)
     for segment in segments[first:-1]:
         _scan_sealed(segment, producers)
@@ -81,6 +84,27 @@ def _cut(segment: Segment, size_bytes: int, disk: Disk) -> int:
     disk.truncate(segment.path, size_bytes)
     segment.size_bytes = size_bytes
     return torn_bytes
+
+
+def _trim(segment: Segment, end_offset: int, disk: Disk) -> None:
+    """Let a segment that was left end with its last record, the one before `end_offset`."""
+    if segment.size_bytes % BLOCK_BYTES:
+        return  # it ends with a record already
+    fd = segment.open()
+    try:
+        offset, end = segment.base_offset, Gap(0, 0)
+        for found in walk(fd, segment.size_bytes, offset_min=segment.base_offset):
+            if isinstance(found, Located):
+                offset = found.record.offset + 1
+            else:
+                end = found
+        # Where a message is missing zeros are damage.
+        if offset != end_offset or end.end != segment.size_bytes or not is_padding(fd, end):
+            return
+    finally:
+        os.close(fd)
+    disk.truncate(segment.path, end.position)
+    segment.size_bytes = end.position
 
 
 def create(directory: Path, base_offset: int, disk: Disk) -> Segment:

@@ -107,7 +107,7 @@ def walk(
 
 
 def is_padding(fd: int, gap: Gap) -> bool:
-    """Whether `gap`, the end of a partition's last file, is what fills up the last block."""
+    """Whether `gap`, the end of a file, is what fills up the last block."""
     size_bytes = gap.end - gap.position
     return size_bytes < BLOCK_BYTES and not any(pread(fd, size_bytes, gap.position))
 

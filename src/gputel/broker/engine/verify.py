@@ -60,13 +60,13 @@ def _verify_partition(topic: str, number: int, directory: Path) -> Verdict:
     for path in paths:
         try:
             segment = Segment(path, int(path.stem), path.stat().st_size)
-            _verify_segment(segment, verdict, last=path is paths[-1])
+            _verify_segment(segment, verdict)
         except FileNotFoundError:  # retention was faster
             verdict.segments -= 1
     return verdict
 
 
-def _verify_segment(segment: Segment, verdict: Verdict, *, last: bool) -> None:
+def _verify_segment(segment: Segment, verdict: Verdict) -> None:
     # What seemed a torn tail is damage when another segment follows.
     verdict.damaged_bytes += verdict.tail_bytes
     verdict.tail_bytes = 0
@@ -79,7 +79,8 @@ def _verify_segment(segment: Segment, verdict: Verdict, *, last: bool) -> None:
             verdict.damaged_bytes += verdict.tail_bytes
             verdict.tail_bytes = 0
             if not isinstance(found, Located):
-                if last and found.end == segment.size_bytes and is_padding(fd, found):
+                if found.end == segment.size_bytes and is_padding(fd, found):
+                    # If messages were there, the next segment tells that they are missing.
                     verdict.size_bytes -= found.end - found.position
                     return
                 verdict.tail_bytes = found.end - found.position
