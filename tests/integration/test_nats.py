@@ -17,7 +17,7 @@ import nats
 import pytest
 
 from gputel.errors import NatsServerError
-from gputel.limits import GRPC_MESSAGE_BYTES_MAX
+from gputel.limits import FRAME_BYTES_MAX
 from gputel.services import nats as services_nats
 from gputel.services.child import ChildEnded
 from gputel.services.nats import (
@@ -58,7 +58,7 @@ async def test_three_keep_what_two_of_them_have_acknowledged(tmp_path: Path) -> 
         try:
             jetstream = client.jetstream()
             await jetstream.add_stream(name="frames", subjects=["frames"], num_replicas=3)
-            payload = os.urandom(GRPC_MESSAGE_BYTES_MAX)
+            payload = os.urandom(FRAME_BYTES_MAX)
             assert await put(jetstream, payload) == 1
             dead = next(server for server in servers if server.name == leader_of(servers))
             before = dead.ports, dead.pid

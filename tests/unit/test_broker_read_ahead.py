@@ -121,7 +121,7 @@ async def test_what_lies_ready_is_bounded_for_all_partitions_together(partitions
     await asyncio.sleep(0)
     asked = [bytes_max for log in logs for _, _, bytes_max in log.reads]
     assert sum(asked) == min(AHEAD_BYTES_MAX, partitions * READ_BYTES_MAX)
-    assert min(asked) >= limits.BATCH_BYTES_MAX // 2
+    assert min(asked) >= limits.BATCH_BYTES_MAX // 4
     ahead.keep(frozenset(range(1, partitions)))
     assert not logs[0].cancelled  # done before
     ahead.begin(0, 0, 1, 10_000, 1 << 40, partitions=partitions)

@@ -19,7 +19,7 @@ import grpc.aio
 from gputel import kernels, limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.cursor import Cursor
-from gputel.broker.engine import PartitionLog, Record
+from gputel.broker.engine import Chunk, PartitionLog, Record
 from gputel.broker.groups import Group, Member
 from gputel.broker.pace import Pace
 from gputel.broker.read_ahead import ReadAhead
@@ -202,9 +202,7 @@ class ConsumeStream:
             return True
         attempt = cursor.retake(offset, self._clock.monotonic_ns())
         if attempt:
-            taken = [(chunk.records[0], attempt)]
-            self._spend(taken)
-            await self._send(partition, taken)
+            await self._send(self._batches(partition, [(chunk.records[0], attempt)]))
         return True
 
     async def _deliver_next(self, partition: int, cursor: Cursor) -> bool:
@@ -222,14 +220,8 @@ class ConsumeStream:
         )
         if cursor.run != run:
             return True
-        now_ns = self._clock.monotonic_ns()
-        taken: list[tuple[Record, int]] = []
-        for record in chunk.records:
-            attempt = cursor.take(record.offset, now_ns)
-            if attempt:
-                taken.append((record, attempt))
-        cursor.skip_to(chunk.next_offset)
-        self._spend(taken)
+        batches = self._take(partition, cursor, chunk)
+        del chunk  # a consumer that is slow keeps the batches only
         self._ahead.begin(
             partition,
             cursor.next_offset,
@@ -238,23 +230,39 @@ class ConsumeStream:
             self.member.credit_bytes,
             partitions=max(self._behind, 1),
         )
-        await self._send(partition, taken)
+        await self._send(batches)
         return True
 
-    def _spend(self, taken: list[tuple[Record, int]]) -> None:
+    def _take(self, partition: int, cursor: Cursor, chunk: Chunk) -> list[bytes]:
+        """What of `chunk` is to be delivered, as batches."""
+        now_ns = self._clock.monotonic_ns()
+        taken: list[tuple[Record, int]] = []
+        for record in chunk.records:
+            attempt = cursor.take(record.offset, now_ns)
+            if attempt:
+                taken.append((record, attempt))
+        cursor.skip_to(chunk.next_offset)
+        return self._batches(partition, taken)
+
+    def _batches(self, partition: int, taken: list[tuple[Record, int]]) -> list[bytes]:
+        """Spend credit for these deliveries, and encode them."""
         self.member.credit_messages -= len(taken)
         self.member.credit_bytes -= sum(len(record.payload) for record, _ in taken)
-
-    async def _send(self, partition: int, taken: list[tuple[Record, int]]) -> None:
+        batches: list[bytes] = []
         batch: list[tuple[Record, int]] = []
         size_bytes = 0
         for record, attempt in taken:
             needed = _DELIVERY_BYTES + len(record.producer) * 4 + len(record.payload)
             if size_bytes and size_bytes + needed > limits.BATCH_BYTES_MAX:
-                await self._context.write(kernels.encode_deliveries(partition, batch))
+                batches.append(kernels.encode_deliveries(partition, batch))
                 batch, size_bytes = [], 0
             size_bytes += needed
             batch.append((record, attempt))
         if batch:
-            await self._context.write(kernels.encode_deliveries(partition, batch))
+            batches.append(kernels.encode_deliveries(partition, batch))
+        return batches
+
+    async def _send(self, batches: list[bytes]) -> None:
+        while batches:
+            await self._context.write(batches.pop(0))
             self._pace.wrote()

@@ -16,10 +16,10 @@ from typing import Final, NamedTuple
 from gputel import limits
 from gputel.broker.engine import Chunk, PartitionLog
 
-READ_BYTES_MAX: Final = 2 * limits.BATCH_BYTES_MAX
+READ_BYTES_MAX: Final = limits.BATCH_BYTES_MAX
 #: Of all partitions of a stream together.
-AHEAD_BYTES_MAX: Final = 4 * limits.BATCH_BYTES_MAX
-_AHEAD_BYTES_MIN: Final = limits.BATCH_BYTES_MAX // 2
+AHEAD_BYTES_MAX: Final = 2 * limits.BATCH_BYTES_MAX
+_AHEAD_BYTES_MIN: Final = limits.BATCH_BYTES_MAX // 4
 
 assert AHEAD_BYTES_MAX >= READ_BYTES_MAX
 

@@ -47,7 +47,7 @@ OPTIONS: Final = (
     ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
     # A frame of usual size, or a batch, comes in one go instead of waiting for window updates.
-    ("grpc.http2.lookahead_bytes", limits.BATCH_BYTES_MAX),
+    ("grpc.http2.lookahead_bytes", limits.FRAME_BYTES_MAX),
     ("grpc.max_concurrent_streams", limits.BROKER_STREAMS_MAX),
     # Clients may ask every two seconds whether we live; we ask them after ten.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),

@@ -26,7 +26,7 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_send_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
     # A frame of usual size, or a batch, comes in one go instead of waiting for window updates.
-    ("grpc.http2.lookahead_bytes", limits.BATCH_BYTES_MAX),
+    ("grpc.http2.lookahead_bytes", limits.FRAME_BYTES_MAX),
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.http2.ping_timeout_ms", 8_000),
