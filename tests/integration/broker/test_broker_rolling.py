@@ -6,8 +6,8 @@ import asyncio
 import errno
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -209,6 +209,70 @@ async def test_a_crash_before_the_old_file_is_cut_is_no_damage(tmp_path, caplog)
         assert await sequences(partition) == list(range(1, A_SEGMENT + 4))
         assert not partition.damage
     assert "torn" not in caplog.text
+
+
+class CopyingDisk(Disk):
+    """Keeps a copy of all files as they are before each operation, as a kill would leave them."""
+
+    def __init__(self, lives: Path, copies: Path) -> None:
+        self._lives, self._copies = lives, copies
+        self._lock = threading.RLock()
+        self.partition: Partition | None = None
+        self.taken: list[tuple[str, Path, int]] = []  # before what, where, what was acknowledged
+
+    @contextmanager
+    def _before(self, operation: str) -> Iterator[None]:
+        with self._lock:
+            if self.partition is not None:
+                copy = self._copies / str(len(self.taken))
+                self.taken.append((operation, copy, self.partition.next_offset))
+                shutil.copytree(self._lives, copy)
+            yield
+
+    def open_log(self, path: Path) -> int:
+        with self._before("open"):
+            return super().open_log(path)
+
+    def write(self, fd: int, data: memoryview, position: int) -> None:
+        with self._before("write"):
+            super().write(fd, data, position)
+
+    def sync(self, fd: int) -> None:
+        with self._before("sync"):
+            super().sync(fd)
+
+    def truncate(self, path: Path, size_bytes: int) -> None:
+        with self._before("truncate"):
+            super().truncate(path, size_bytes)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        with self._before("replace"):
+            super().replace(path, data)
+
+    def sync_dir(self, path: Path) -> None:
+        with self._before("sync_dir"):
+            super().sync_dir(path)
+
+
+async def test_a_kill_before_any_operation_of_a_roll_loses_nothing(tmp_path):
+    disk = CopyingDisk(tmp_path / "lives", tmp_path / "copies")
+    async with opened(tmp_path / "lives", disk) as partition:
+        await store(partition, 1, 1)
+        disk.partition = partition
+        await store(partition, 2, 2 * A_SEGMENT + 1)
+        disk.partition = None
+    assert {operation for operation, _, _ in disk.taken} == {
+        "open", "write", "sync", "truncate", "replace", "sync_dir",
+    }  # fmt: skip
+    for operation, copy, acknowledged in disk.taken:
+        async with opened(copy, Disk()) as partition:
+            found = await sequences(partition)
+            assert found == list(range(1, len(found) + 1)), operation
+            assert len(found) >= acknowledged, operation
+            assert not partition.damage, operation
+            # It is known who has published what.
+            assert partition.append("p", 1, len(found), b"k", b"") == len(found) - 1, operation
+        assert [verdict.sound for verdict in verify(copy)] == [True], operation
 
 
 async def test_old_segments_are_deleted_while_messages_come(tmp_path):
