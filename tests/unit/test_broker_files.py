@@ -160,6 +160,28 @@ def test_what_a_failed_sync_left_is_cut_off(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_bytes() == written.data
 
 
+def test_a_file_system_that_takes_no_more_lets_files_be_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that the kernel has remounted to be read only: a broker must be able to stop."""
+    disk, written = Disk(), Written()
+    files_open = [LogFile(disk, tmp_path / name, 0, Stage(STAGE_BYTES)) for name in "ab"]
+    if not files_open[0]._direct:
+        pytest.skip("this file system knows no O_DIRECT")
+    files_open[0].append(*written.commit([os.urandom(5000)]))
+
+    def refused(fd: int, size_bytes: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "ftruncate", refused)
+    for file in files_open:
+        file.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(file._fd)
+    assert "Read-only file system" in caplog.text
+    assert (tmp_path / "a").stat().st_size == 2 * BLOCK_BYTES
+
+
 def test_a_disk_that_takes_no_whole_block_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

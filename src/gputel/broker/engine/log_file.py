@@ -49,7 +49,7 @@ class Stage:
 
 
 class LogFile:
-    """A segment that is written. Every method may block and raises OSError."""
+    """A segment that is written. Every method may block, and all but `close` raise OSError."""
 
     def __init__(self, disk: Disk, path: Path, size_bytes: int, stage: Stage) -> None:
         self._disk = disk
@@ -125,9 +125,11 @@ class LogFile:
         self.cut(self.size_bytes)
 
     def close(self) -> None:
-        """Let go of the file, its end where the records end."""
+        """Let go of the file, its end where the records end. Nothing is raised."""
         try:
             if os.fstat(self._fd).st_size > self.size_bytes:
                 os.ftruncate(self._fd, self.size_bytes)
+        except OSError as error:  # who opens it next cuts it
+            log.warning("%s keeps zeros at its end: %s", self._path, error.strerror)
         finally:
             os.close(self._fd)
