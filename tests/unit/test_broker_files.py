@@ -23,6 +23,7 @@ from gputel.broker.engine.disk import (
     pread,
 )
 from gputel.broker.engine.log_file import LogFile, Stage
+from gputel.broker.engine.mend import probe
 from gputel.broker.engine.record import Record, record_bytes
 
 STAGE_BYTES = 64 * BLOCK_BYTES
@@ -145,6 +146,13 @@ def test_a_commit_that_failed_is_cut_off_and_written_again(
     file.append(*written.commit([b"", b"x" * 100]))
     file.close()
     assert (tmp_path / "log").read_bytes() == written.data
+
+
+@pytest.mark.parametrize("disk", [Disk(), CachedDisk(), RefusingDisk()])
+def test_a_disk_is_tried_as_a_commit_would_use_it(tmp_path: Path, disk: Disk) -> None:
+    (tmp_path / "probe").write_bytes(b"left by one that was killed" * 1000)
+    probe(tmp_path, disk)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_failed_sync_left_is_cut_off(tmp_path: Path) -> None:
