@@ -41,9 +41,12 @@ class CachedDisk(Disk):
 class RefusingDisk(Disk):
     """A file system that opens files directly, and then refuses to write them so."""
 
+    def __init__(self, refusal: int = errno.EINVAL) -> None:
+        self._refusal = refusal
+
     def write(self, fd: int, data: memoryview, position: int) -> None:
         if is_direct(fd):
-            raise OSError(errno.EINVAL, "Invalid argument")
+            raise OSError(self._refusal, os.strerror(self._refusal))
         super().write(fd, data, position)
 
 
@@ -85,7 +88,9 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("disk", [Disk(), CachedDisk(), RefusingDisk()])
+@pytest.mark.parametrize(
+    "disk", [Disk(), CachedDisk(), RefusingDisk(), RefusingDisk(errno.EOPNOTSUPP)]
+)
 @pytest.mark.parametrize("short", [False, True])
 def test_commits_lie_behind_one_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, disk: Disk, short: bool
@@ -224,11 +229,12 @@ def test_any_part_of_a_file_is_read(tmp_path: Path, flags: int) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("refusal", [errno.EINVAL, errno.EOPNOTSUPP])
 def test_a_file_system_that_refuses_to_read_directly_is_read_through_the_page_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
     def refused(fd: int, buffers: Any, position: int) -> int:
-        raise OSError(errno.EINVAL, "Invalid argument")
+        raise OSError(refusal, os.strerror(refusal))
 
     monkeypatch.setattr(os, "preadv", refused)
     (tmp_path / "log").write_bytes(bytes(range(100)))

@@ -18,7 +18,6 @@ have the messages from memory.
 
 from __future__ import annotations
 
-import errno
 import logging
 import mmap
 import os
@@ -27,7 +26,14 @@ from pathlib import Path
 from typing import Final
 
 from gputel import limits
-from gputel.broker.engine.disk import BLOCK_BYTES, Disk, is_direct, leave_direct, pread
+from gputel.broker.engine.disk import (
+    BLOCK_BYTES,
+    NO_DIRECT,
+    Disk,
+    is_direct,
+    leave_direct,
+    pread,
+)
 from gputel.broker.engine.record import Record
 from gputel.kernels import encode_records
 
@@ -79,9 +85,8 @@ class LogFile:
         try:
             return self._append(records, unsynced_offset)
         except OSError as error:
-            if error.errno != errno.EINVAL or not self._direct:
+            if error.errno not in NO_DIRECT or not self._direct:
                 raise
-            # Some file systems open a file so, and then refuse to write it.
             log.info("%s is written through the page cache: %s", self._path, error.strerror)
             self.cut(self.size_bytes)
             leave_direct(self._fd)
