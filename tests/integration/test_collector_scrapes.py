@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gputel.collector.exporter import Exporter
+from gputel.collector.exporter import Exporter, pages_at_once
 from gputel.collector.exporter.settings import ExporterSettings
 from gputel.collector.settings import CollectorSettings
 from gputel.config import Config
@@ -58,7 +58,6 @@ async def test_a_plain_scrape_is_answered_by_the_protocol(
 ) -> None:
     """But for one that has the collector's own metrics, too: the application adds them."""
     answered: list[bytes] = []
-    pages_at_once = collector.pages_at_once
 
     def counted(exporter: Exporter, profile: Any) -> AtOnce:
         ask = pages_at_once(exporter, profile)
@@ -75,7 +74,8 @@ async def test_a_plain_scrape_is_answered_by_the_protocol(
     main = Main(own_metrics)
     serving = asyncio.create_task(collector.serve(main))
     async with asyncio.timeout(DEADLINE_S):
-        await asyncio.wait({serving, main.address}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {serving, main.address}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             serving.result()
         page = await get(main.address.result(), "/metrics")

@@ -15,7 +15,7 @@ from gputel.broker.engine import Message, Record
 from gputel.broker.engine.jetstream import block, reader, writer
 from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.chart import Chart
-from gputel.broker.engine.jetstream.cluster import Stored
+from gputel.broker.engine.jetstream.cluster import Stored, StreamState
 from gputel.broker.engine.jetstream.marks import Marks
 from gputel.broker.engine.jetstream.partition import Partition
 from gputel.broker.engine.jetstream.reader import Blocks
@@ -304,7 +304,7 @@ async def test_what_is_stored_while_an_emptied_stream_is_looked_at_is_not_passed
         stream.messages = []  # by an operator
         state = fake.state
 
-        async def late(name: str, *, timeout_s: float = 0) -> Any:
+        async def late(name: str, *, timeout_s: float = 0) -> StreamState:
             """The answer is on its way when a block is stored."""
             answer = await state(name)
             fake.state = state  # type: ignore[method-assign]
@@ -312,7 +312,7 @@ async def test_what_is_stored_while_an_emptied_stream_is_looked_at_is_not_passed
             await b.catch_up()
             return answer
 
-        fake.state = late  # type: ignore[method-assign]
+        fake.state = late  # type: ignore[method-assign, assignment]
         chunk = await of.read(0, 10, 1 << 20)
         assert (chunk.records, chunk.next_offset) == ((), 1)
         assert [r.sequence for r in (await of.read(1, 10, 1 << 20)).records] == [2]

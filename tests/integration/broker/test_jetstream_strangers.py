@@ -58,6 +58,7 @@ async def empty(url: str) -> None:
     streams = client.jetstream()
     for stream in await streams.streams_info():
         if stream.config.subjects == ["gputel.log.t.0"]:
+            assert stream.config.name
             assert await streams.purge_stream(stream.config.name)
     await client.close()
 
