@@ -39,6 +39,7 @@ BATCH_BYTES_MAX = 1 * MIB  # messages put into one request or response
 GRPC_MESSAGE_BYTES_MAX = BATCH_BYTES_MAX + 64 * KIB
 PENDING_BYTES_MAX = 32 * MIB  # accepted and not yet committed, over all partitions
 TAIL_BYTES_MAX = 32 * MIB  # committed and kept in memory for readers at the tail
+READ_AHEAD_BYTES_MAX = 32 * MIB  # read from disk for consumers before they have taken the last
 TOPICS_MAX = 256
 GROUPS_PER_TOPIC_MAX = 256
 PRODUCERS_PER_PARTITION_MAX = 131_072

@@ -120,6 +120,21 @@ async def test_what_is_not_plain_is_the_applications(sent: bytes, status: bytes)
     assert wanted[0][0].split()[1] == status
 
 
+@pytest.mark.parametrize("version", [b" HTTP/2.0", b" HTTP/0.9", b" HTTP/3.0", b""])
+@pytest.mark.parametrize("guarded", [True, False])
+async def test_another_version_is_refused_before_the_application(
+    version: bytes, guarded: bool
+) -> None:
+    served = Served()
+    options: dict[str, Any] = {"http": served.guard.protocol()} if guarded else {}
+    server = HttpServer("test", served, bind("test", "127.0.0.1", 0), **options)
+    await server.start()
+    ((status, _, body),) = await answers(server, b"GET /metrics%b\r\nHost: x\r\n\r\n" % version)
+    await server.stop()
+    assert (status, body) == (b"HTTP/1.1 400 Bad Request", b"Invalid HTTP request received.")
+    assert served.asked == 0
+
+
 async def test_requests_in_one_packet_are_answered_in_their_order() -> None:
     served = Served()
     requests = [PLAIN, ZIPPED, OPEN, PLAIN.replace(b"/metrics", b"/health"), ZIPPED] * 4

@@ -14,6 +14,7 @@ from gputel.broker import transport
 from gputel.broker.consume_stream import ConsumeStream
 from gputel.broker.engine import Chunk, PartitionLog, Record
 from gputel.broker.groups import Group, Member
+from gputel.broker.read_ahead import Room
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK
 
 PARTITIONS = 3
@@ -89,6 +90,7 @@ async def consuming(context: Context, group: Group, logs: list[Log]) -> AsyncIte
         "m",
         0,
         SYSTEM_CLOCK,
+        Room(),
     )
     task = asyncio.create_task(stream.run())
     try:

@@ -23,6 +23,7 @@ from gputel.broker.engine.disk import (
     pread,
 )
 from gputel.broker.engine.log_file import LogFile, Stage
+from gputel.broker.engine.mend import probe
 from gputel.broker.engine.record import Record, record_bytes
 
 STAGE_BYTES = 64 * BLOCK_BYTES
@@ -40,9 +41,12 @@ class CachedDisk(Disk):
 class RefusingDisk(Disk):
     """A file system that opens files directly, and then refuses to write them so."""
 
+    def __init__(self, refusal: int = errno.EINVAL) -> None:
+        self._refusal = refusal
+
     def write(self, fd: int, data: memoryview, position: int) -> None:
         if is_direct(fd):
-            raise OSError(errno.EINVAL, "Invalid argument")
+            raise OSError(self._refusal, os.strerror(self._refusal))
         super().write(fd, data, position)
 
 
@@ -84,7 +88,9 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("disk", [Disk(), CachedDisk(), RefusingDisk()])
+@pytest.mark.parametrize(
+    "disk", [Disk(), CachedDisk(), RefusingDisk(), RefusingDisk(errno.EOPNOTSUPP)]
+)
 @pytest.mark.parametrize("short", [False, True])
 def test_commits_lie_behind_one_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, disk: Disk, short: bool
@@ -147,6 +153,13 @@ def test_a_commit_that_failed_is_cut_off_and_written_again(
     assert (tmp_path / "log").read_bytes() == written.data
 
 
+@pytest.mark.parametrize("disk", [Disk(), CachedDisk(), RefusingDisk()])
+def test_a_disk_is_tried_as_a_commit_would_use_it(tmp_path: Path, disk: Disk) -> None:
+    (tmp_path / "probe").write_bytes(b"left by one that was killed" * 1000)
+    probe(tmp_path, disk)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_failed_sync_left_is_cut_off(tmp_path: Path) -> None:
     file = LogFile(Disk(), tmp_path / "log", 0, Stage(STAGE_BYTES))
     written = Written()
@@ -158,6 +171,28 @@ def test_what_a_failed_sync_left_is_cut_off(tmp_path: Path) -> None:
     file.append(*written.commit([os.urandom(10)]))
     file.close()
     assert (tmp_path / "log").read_bytes() == written.data
+
+
+def test_a_file_system_that_takes_no_more_lets_files_be_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that the kernel has remounted to be read only: a broker must be able to stop."""
+    disk, written = Disk(), Written()
+    files_open = [LogFile(disk, tmp_path / name, 0, Stage(STAGE_BYTES)) for name in "ab"]
+    if not files_open[0]._direct:
+        pytest.skip("this file system knows no O_DIRECT")
+    files_open[0].append(*written.commit([os.urandom(5000)]))
+
+    def refused(fd: int, size_bytes: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "ftruncate", refused)
+    for file in files_open:
+        file.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(file._fd)
+    assert "Read-only file system" in caplog.text
+    assert (tmp_path / "a").stat().st_size == 2 * BLOCK_BYTES
 
 
 def test_a_disk_that_takes_no_whole_block_is_an_error(
@@ -194,11 +229,12 @@ def test_any_part_of_a_file_is_read(tmp_path: Path, flags: int) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("refusal", [errno.EINVAL, errno.EOPNOTSUPP])
 def test_a_file_system_that_refuses_to_read_directly_is_read_through_the_page_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
     def refused(fd: int, buffers: Any, position: int) -> int:
-        raise OSError(errno.EINVAL, "Invalid argument")
+        raise OSError(refusal, os.strerror(refusal))
 
     monkeypatch.setattr(os, "preadv", refused)
     (tmp_path / "log").write_bytes(bytes(range(100)))

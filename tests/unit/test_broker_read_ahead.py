@@ -9,7 +9,7 @@ import pytest
 
 from gputel import limits
 from gputel.broker.engine import Chunk, PartitionLog, Record
-from gputel.broker.read_ahead import AHEAD_BYTES_MAX, READ_BYTES_MAX, ReadAhead
+from gputel.broker.read_ahead import AHEAD_BYTES_MAX, READ_BYTES_MAX, ReadAhead, Room
 
 END = 100
 BODY = bytes(1000)
@@ -40,9 +40,9 @@ class Log:
         return Chunk(records, offset + count)
 
 
-def reading(count: int = 1) -> tuple[ReadAhead, list[Log]]:
+def reading(count: int = 1, room: Room | None = None) -> tuple[ReadAhead, list[Log]]:
     logs = [Log() for _ in range(count)]
-    return ReadAhead(cast(list[PartitionLog], logs)), logs
+    return ReadAhead(cast(list[PartitionLog], logs), room or Room()), logs
 
 
 def offsets(chunk: Chunk) -> list[int]:
@@ -128,3 +128,33 @@ async def test_what_lies_ready_is_bounded_for_all_partitions_together(partitions
     await asyncio.sleep(0)
     assert len(logs[0].reads) == 2
     ahead.keep(frozenset())
+
+
+async def test_what_lies_ready_is_bounded_when_more_partitions_fall_behind() -> None:
+    """Those that began alone took more than a share of many."""
+    ahead, logs = reading(64)
+    for partition in range(64):
+        behind = 1 if partition < 2 else 64
+        ahead.begin(partition, 0, 1, 10_000, 1 << 40, partitions=behind)
+    await asyncio.sleep(0)
+    assert sum(bytes_max for log in logs for _, _, bytes_max in log.reads) <= AHEAD_BYTES_MAX
+
+
+async def test_all_streams_together_have_so_much_room_and_no_more() -> None:
+    room = Room(2 * READ_BYTES_MAX)
+    streams = [reading(room=room) for _ in range(5)]
+    for ahead, _ in streams:
+        ahead.begin(0, 0, 1, 10_000, 1 << 40, partitions=1)
+    await asyncio.sleep(0)
+    assert [len(log.reads) for _, (log,) in streams] == [1, 1, 0, 0, 0]
+    # Who takes what lies ready, wants something else, or leaves, makes room.
+    taking, seeking, _, fourth, fifth = (ahead for ahead, _ in streams)
+    assert offsets(await taking.read(0, 0, 1, 2, 5000)) == [0, 1]
+    fourth.begin(0, 0, 1, 10_000, 1 << 40, partitions=1)
+    assert offsets(await seeking.read(0, 50, 1, 1, 5000)) == [50]
+    fifth.begin(0, 0, 1, 10_000, 1 << 40, partitions=1)
+    assert room.left_bytes == 0
+    fourth.keep(frozenset())
+    fifth.keep(frozenset())
+    await asyncio.sleep(0)
+    assert room.left_bytes == 2 * READ_BYTES_MAX

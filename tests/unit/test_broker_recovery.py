@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from gputel._reference.records import encode_record
+from gputel.broker.engine import disk as files
+from gputel.broker.engine import segment as segments
 from gputel.broker.engine.disk import BLOCK_BYTES, Disk
 from gputel.broker.engine.producers import Mark, Producers
 from gputel.broker.engine.record import Located, Record
 from gputel.broker.engine.recovery import Recovered, recover
-from gputel.broker.engine.segment import Gap, Segment, walk
+from gputel.broker.engine.segment import INDEX_INTERVAL_BYTES, Gap, Segment, walk
 from gputel.errors import LogCorrupt
 
 
@@ -183,6 +185,25 @@ def test_a_segment_is_indexed_by_whoever_reads_it(tmp_path, seed):
     with ThreadPoolExecutor(4) as readers:
         for done in [readers.submit(look, seed * 10 + number) for number in range(4)]:
             done.result()
+
+
+@pytest.mark.parametrize("first_bytes", [10, 500_000])
+def test_the_time_of_a_segment_costs_a_look_at_its_beginning(tmp_path, monkeypatch, first_bytes):
+    payloads = [bytes(first_bytes)] + [bytes(60_000)] * 100
+    records = [Record(n, 7 + n, "p", 1, n + 1, b"k", body) for n, body in enumerate(payloads)]
+    path = Segment.named(tmp_path, 0)
+    path.write_bytes(b"".join(encode_record(record, 0) for record in records))
+    read_bytes = []
+
+    def counted(fd, count, position):
+        data = files.pread(fd, count, position)
+        read_bytes.append(len(data))
+        return data
+
+    monkeypatch.setattr(segments, "pread", counted)
+    of = Segment(path, 0, path.stat().st_size)
+    assert of.first_time() == of.first_time() == 7
+    assert sum(read_bytes) <= INDEX_INTERVAL_BYTES + 2 * first_bytes
 
 
 def test_a_walk_finds_records_behind_damage_larger_than_its_window(tmp_path):

@@ -15,7 +15,7 @@ from gputel.broker.engine import Message, Record
 from gputel.broker.engine.jetstream import block, reader, writer
 from gputel.broker.engine.jetstream.block import Head
 from gputel.broker.engine.jetstream.chart import Chart
-from gputel.broker.engine.jetstream.cluster import Stored
+from gputel.broker.engine.jetstream.cluster import Stored, StreamState
 from gputel.broker.engine.jetstream.marks import Marks
 from gputel.broker.engine.jetstream.partition import Partition
 from gputel.broker.engine.jetstream.reader import Blocks
@@ -288,6 +288,50 @@ async def test_what_can_not_be_read_now_is_not_passed_by() -> None:
         stream.messages = []
     async with opened(fake, bucket) as partition:
         assert partition.first_offset == partition.next_offset >= 3
+
+
+@pytest.mark.parametrize("reads", ["who wrote it", "another broker"])
+async def test_what_is_stored_while_an_emptied_stream_is_looked_at_is_not_passed_by(
+    reads: str,
+) -> None:
+    fake, bucket = cluster(), FakeBucket()
+    stream = fake.streams[STREAM]
+    async with opened(fake, bucket, "a") as a, opened(fake, bucket, "b") as b:
+        await durable(a, a.append("p", 1, 1, b"k", b"1"))
+        await b.catch_up()
+        of = a if reads == "who wrote it" else b
+        of._reader._blocks = Blocks()
+        stream.messages = []  # by an operator
+        state = fake.state
+
+        async def late(name: str, *, timeout_s: float = 0) -> StreamState:
+            """The answer is on its way when a block is stored."""
+            answer = await state(name)
+            fake.state = state  # type: ignore[method-assign]
+            await durable(a, a.append("p", 1, 2, b"k", b"2"))
+            await b.catch_up()
+            return answer
+
+        fake.state = late  # type: ignore[method-assign, assignment]
+        chunk = await of.read(0, 10, 1 << 20)
+        assert (chunk.records, chunk.next_offset) == ((), 1)
+        assert [r.sequence for r in (await of.read(1, 10, 1 << 20)).records] == [2]
+
+
+async def test_a_leader_that_lags_lets_no_reader_pass_by_what_it_lacks() -> None:
+    fake, bucket = cluster(), FakeBucket()
+    async with opened(fake, bucket) as partition:
+        for n in (1, 2, 3):
+            await durable(partition, partition.append("p", 1, n, b"k", b"x"))
+    async with opened(fake, bucket) as partition:
+        whole, fake.streams[STREAM] = fake.streams[STREAM], FakeStream()
+        for kept in (0, 1):
+            lagging = FakeStream(whole.messages[:kept], kept)
+            fake.streams[STREAM] = lagging
+            with pytest.raises(BrokerUnavailable, match="offset 2 can't be read now"):
+                await partition.read(2, 10, 1 << 20)
+        fake.streams[STREAM] = whole
+        assert [r.offset for r in (await partition.read(2, 10, 1 << 20)).records] == [2]
 
 
 @pytest.mark.parametrize("saves", ["before", "behind", "never"])

@@ -256,6 +256,23 @@ def test_a_metric_that_is_missing_lately_lives_until_it_is_stale() -> None:
     assert series(exporter, "gputel_gpu_up") == {"0": "1"}
 
 
+@pytest.mark.parametrize("samples", [1, 7, 8, 9, 16, 17])
+@pytest.mark.parametrize("lacks", ["the newest", "all but the newest"])
+def test_the_newest_value_of_a_batch_of_any_length(samples: int, lacks: str) -> None:
+    exporter, clock = exporting([gpu(0)])
+    rows = [{"power_watts": float(n), "sm_clock_mhz": n} for n in range(samples)]
+    if lacks == "the newest":
+        del rows[-1]["power_watts"]
+        power = {"0": f"{samples - 2}.000000"} if samples > 1 else {}
+    else:
+        for row in rows[:-1]:
+            del row["power_watts"]
+        power = {"0": f"{samples - 1}.000000"}
+    exporter.update(0, batch(SET_BY_CADENCE[Cadence.FAST], *rows), all_now(clock.monotonic_ns()))
+    assert series(exporter, "DCGM_FI_DEV_POWER_USAGE") == power
+    assert series(exporter, "DCGM_FI_DEV_SM_CLOCK") == {"0": str(samples - 1)}
+
+
 def test_gpus_may_come_later() -> None:
     exporter, clock = exporting([gpu(0)])
     feed(exporter, clock, 0, {"sm_clock_mhz": 1})

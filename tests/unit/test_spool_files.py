@@ -94,6 +94,30 @@ def test_a_record_cut_at_any_length_costs_itself_alone(tmp_path: Path) -> None:
         place.rmdir()
 
 
+@pytest.mark.parametrize("size_bytes", [700, 65_536])
+def test_a_replay_reads_the_disk_about_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int
+) -> None:
+    spool = spool_in(tmp_path)
+    given = entries(1, 6 * MIB // size_bytes, size_bytes)
+    spool.append(given)
+    whole, taken_bytes = os.pread, 0
+
+    def counted(fd: int, count: int, position: int) -> bytes:
+        nonlocal taken_bytes
+        data = whole(fd, count, position)
+        taken_bytes += len(data)
+        return data
+
+    monkeypatch.setattr(os, "pread", counted)
+    found = []
+    while part := spool.read(MIB):
+        found += part
+    assert found == given
+    assert taken_bytes <= 1.2 * spool.size_bytes
+    spool.close()
+
+
 def test_a_flipped_byte_costs_its_record_alone(tmp_path: Path) -> None:
     spool = spool_in(tmp_path)
     spool.append(entries(1, 3, 40))

@@ -4,7 +4,7 @@
     deliverer  the group's cursors -> partition.read -> DeliveryBatch
 
 Messages are read when there is credit for them and not before, so a slow consumer holds
-no memory, and nobody waits for it.
+little memory (`read_ahead.py` bounds it), and nobody waits for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gputel.broker.cursor import Cursor
 from gputel.broker.engine import Chunk, PartitionLog, Record
 from gputel.broker.groups import Group, Member
 from gputel.broker.pace import Pace
-from gputel.broker.read_ahead import ReadAhead
+from gputel.broker.read_ahead import ReadAhead, Room
 from gputel.broker.statuses import Context, LeaseLost
 from gputel.clock import Clock
 from gputel.errors import BrokerUnavailable, InputError
@@ -44,11 +44,12 @@ class ConsumeStream:
         name: str,
         max_deliver: int,
         clock: Clock,
+        room: Room,
     ) -> None:
         self._context = context
         self._group = group
         self._logs = logs
-        self._ahead = ReadAhead(logs)
+        self._ahead = ReadAhead(logs, room)
         self._pace = Pace()
         self._clock = clock
         self._wake = asyncio.Event()

@@ -4,7 +4,8 @@
                         \\                 /       \\
                          read(1) .........         read(2) ...
 
-Without it the disk waits for the network, and the network for the disk.
+Without it the disk waits for the network, and the network for the disk. What lies ready is bounded
+for a stream, and for all streams of a broker together: a consumer may give credit and read nothing.
 """
 
 from __future__ import annotations
@@ -21,27 +22,38 @@ READ_BYTES_MAX: Final = limits.BATCH_BYTES_MAX
 AHEAD_BYTES_MAX: Final = 2 * limits.BATCH_BYTES_MAX
 _AHEAD_BYTES_MIN: Final = limits.BATCH_BYTES_MAX // 4
 
-assert AHEAD_BYTES_MAX >= READ_BYTES_MAX
+assert limits.READ_AHEAD_BYTES_MAX >= AHEAD_BYTES_MAX >= READ_BYTES_MAX
+
+
+class Room:
+    """How much the streams of a broker may still have lying ready."""
+
+    def __init__(self, bytes_max: int = limits.READ_AHEAD_BYTES_MAX) -> None:
+        self.left_bytes = bytes_max
 
 
 class _Read(NamedTuple):
     offset: int
     run: int  # of the cursor
+    bytes_max: int
     task: asyncio.Task[Chunk]
 
 
 class ReadAhead:
-    """Reads for one stream. At most AHEAD_BYTES_MAX, and a message more each, lie ready."""
+    """Reads for one stream. At most AHEAD_BYTES_MAX, and a message more each, lie ready; nothing
+    is read ahead where `room` has not enough left."""
 
-    def __init__(self, logs: Sequence[PartitionLog]) -> None:
+    def __init__(self, logs: Sequence[PartitionLog], room: Room) -> None:
         self._logs = logs
+        self._room = room
+        self._left_bytes = AHEAD_BYTES_MAX
         self._begun: dict[int, _Read] = {}
 
     async def read(
         self, partition: int, offset: int, run: int, messages_max: int, bytes_max: int
     ) -> Chunk:
         """See `PartitionLog.read`. `run` tells deliveries apart that began anew."""
-        begun = self._begun.pop(partition, None)
+        begun = self._take(partition)
         if begun is not None and (begun.offset, begun.run) == (offset, run):
             return _fitting(await begun.task, messages_max, bytes_max)
         if begun is not None:
@@ -69,16 +81,28 @@ class ReadAhead:
             or bytes_max <= 0
             or offset >= log.next_offset
             or partition in self._begun
-            or len(self._begun) >= AHEAD_BYTES_MAX // share
+            or bytes_max > min(self._left_bytes, self._room.left_bytes)
         ):
             return
+        self._left_bytes -= bytes_max
+        self._room.left_bytes -= bytes_max
         task = asyncio.create_task(log.read(offset, messages_max, bytes_max))
-        self._begun[partition] = _Read(offset, run, task)
+        self._begun[partition] = _Read(offset, run, bytes_max, task)
 
     def keep(self, partitions: frozenset[int]) -> None:
         """Forget what was read of other partitions."""
         for partition in self._begun.keys() - partitions:
-            _drop(self._begun.pop(partition))
+            begun = self._take(partition)
+            if begun is not None:
+                _drop(begun)
+
+    def _take(self, partition: int) -> _Read | None:
+        """What was begun of a partition, no longer counted."""
+        begun = self._begun.pop(partition, None)
+        if begun is not None:
+            self._left_bytes += begun.bytes_max
+            self._room.left_bytes += begun.bytes_max
+        return begun
 
 
 def _drop(begun: _Read) -> None:

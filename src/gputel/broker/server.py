@@ -25,6 +25,7 @@ from gputel.broker.dead_letters import Undertaker
 from gputel.broker.engine import Engine, NoRoom
 from gputel.broker.groups import Group
 from gputel.broker.publish_stream import PublishStream
+from gputel.broker.read_ahead import Room
 from gputel.broker.registry import Registry
 from gputel.broker.settings import BrokerSettings
 from gputel.broker.statuses import Context
@@ -79,6 +80,7 @@ class BrokerServer:
         self._observers: set[Group] = set()
         self._streams: set[PublishStream | ConsumeStream] = set()
         self._admin = Admin(engine, self._registry, self._undertaker)
+        self._room = Room()
         self._numbers = itertools.count(1)
         self._server: grpc.aio.Server | None = None
         self._grpc_health = grpc_health.aio.HealthServicer()
@@ -234,7 +236,9 @@ class BrokerServer:
         is_last = names.dead_letters(opened.topic) is None
         max_deliver = 0 if is_last else opened.max_deliver or self._settings.max_deliver
         name = f"{context.peer()}#{next(self._numbers)}"
-        stream = ConsumeStream(context, group, logs, opened, name, max_deliver, self._clock)
+        stream = ConsumeStream(
+            context, group, logs, opened, name, max_deliver, self._clock, self._room
+        )
         return stream, group
 
     async def _tick(self) -> None:

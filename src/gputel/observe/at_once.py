@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
@@ -25,6 +26,8 @@ class Answer(NamedTuple):
 #: Path with query, and header by lower-case name, to the answer; None: ask the application.
 AtOnce = Callable[[bytes, Mapping[bytes, bytes]], Answer | None]
 
+# Falcon knows no other on a connection like ours, and would fail with a traceback in the log.
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
 _OF_A_BODY: Final = frozenset({b"content-length", b"transfer-encoding", b"expect"})
 
 
@@ -40,6 +43,8 @@ class AtOnceProtocol(HttpToolsProtocol):
         super().data_received(data)
 
     def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() not in _VERSIONS:
+            raise HttpParserError("another version")  # answered with 400, as what is no HTTP
         self._answered = self.at_once is not None and self._is_plain() and self._answer()
         if not self._answered:
             # It runs since the answer to the request before, if that came in the same packet.

@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK
 from gputel.errors import InputError, PortInUse
+from gputel.observe.at_once import AtOnceProtocol
 from gputel.observe.health import Health
 from gputel.observe.telemetry import Telemetry
 
@@ -109,7 +110,7 @@ class HttpServer:
                 log_config=None,
                 server_header=False,
                 timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
-                **{"http": "httptools", "ws": "none", **options},
+                **{"http": AtOnceProtocol, "ws": "none", **options},
             )
         )
         self._task: asyncio.Task[None] | None = None

@@ -14,12 +14,14 @@ from typing import Final
 
 from gputel.limits import KIB, MIB
 
-#: What a file opened with O_DIRECT is read and written in; no disk's own blocks are larger.
+#: What a file opened with O_DIRECT is read and written in. Disks whose own blocks are larger refuse
+#: it, as file systems do that know no O_DIRECT: they get and give all through the page cache.
 BLOCK_BYTES: Final = 4 * KIB
+#: How O_DIRECT is refused: when a file is opened so, or only when it is written or read.
+NO_DIRECT: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 PIECE_BYTES: Final = 512 * KIB
 _READ_BYTES: Final = 1 * MIB + 128 * KIB  # one transfer from the disk
 _TRIES: Final = 16
-_NO_DIRECT: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _IOV_MAX: Final = 1024  # UIO_MAXIOV of Linux
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
@@ -61,7 +63,7 @@ def open_direct(path: Path, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_DIRECT, 0o640)
     except OSError as error:
-        if error.errno not in _NO_DIRECT:
+        if error.errno not in NO_DIRECT:
             raise
     return os.open(path, flags, 0o640)
 
@@ -81,9 +83,9 @@ def pread(fd: int, count: int, position: int) -> bytes:
         try:
             return _pread_blocks(fd, count, position)
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno not in NO_DIRECT:
                 raise
-            leave_direct(fd)  # some file systems open a file so, and then refuse to read it
+            leave_direct(fd)
     return os.pread(fd, count, position)
 
 

@@ -18,7 +18,6 @@ have the messages from memory.
 
 from __future__ import annotations
 
-import errno
 import logging
 import mmap
 import os
@@ -27,7 +26,14 @@ from pathlib import Path
 from typing import Final
 
 from gputel import limits
-from gputel.broker.engine.disk import BLOCK_BYTES, Disk, is_direct, leave_direct, pread
+from gputel.broker.engine.disk import (
+    BLOCK_BYTES,
+    NO_DIRECT,
+    Disk,
+    is_direct,
+    leave_direct,
+    pread,
+)
 from gputel.broker.engine.record import Record
 from gputel.kernels import encode_records
 
@@ -49,7 +55,7 @@ class Stage:
 
 
 class LogFile:
-    """A segment that is written. Every method may block and raises OSError."""
+    """A segment that is written. Every method may block, and all but `close` raise OSError."""
 
     def __init__(self, disk: Disk, path: Path, size_bytes: int, stage: Stage) -> None:
         self._disk = disk
@@ -79,9 +85,8 @@ class LogFile:
         try:
             return self._append(records, unsynced_offset)
         except OSError as error:
-            if error.errno != errno.EINVAL or not self._direct:
+            if error.errno not in NO_DIRECT or not self._direct:
                 raise
-            # Some file systems open a file so, and then refuse to write it.
             log.info("%s is written through the page cache: %s", self.path, error.strerror)
             self.cut(self.size_bytes)
             leave_direct(self._fd)
@@ -125,9 +130,11 @@ class LogFile:
         self.cut(self.size_bytes)
 
     def close(self) -> None:
-        """Let go of the file, its end where the records end."""
+        """Let go of the file, its end where the records end. Nothing is raised."""
         try:
             if os.fstat(self._fd).st_size > self.size_bytes:
                 os.ftruncate(self._fd, self.size_bytes)
+        except OSError as error:  # who opens it next cuts it
+            log.warning("%s keeps zeros at its end: %s", self.path, error.strerror)
         finally:
             os.close(self._fd)

@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 from gputel.broker.engine.disk import BLOCK_BYTES, Disk
-from gputel.broker.engine.log_file import Stage
+from gputel.broker.engine.log_file import LogFile, Stage
 from gputel.broker.engine.partition import Partition
+from gputel.broker.engine.record import Record
 from gputel.clock import Clock
 
 log = logging.getLogger(__name__)
 
 PROBE_FIRST_S: Final = 1.0
 PROBE_LAST_S: Final = 60.0
-PROBE_BYTES: Final = BLOCK_BYTES
 
 
 async def until_mendable(
@@ -51,12 +50,14 @@ async def until_mendable(
 
 
 def probe(directory: Path, disk: Disk) -> None:
-    """Write and sync a file in `directory`, and remove it. Blocks; OSError."""
+    """Write and sync a file in `directory` as a commit would, and remove it. Blocks; OSError."""
     path = directory / "probe"
-    fd = disk.open_log(path)
     try:
-        disk.write(fd, Stage(PROBE_BYTES).view, 0)
-        disk.sync(fd)
+        file = LogFile(disk, path, 0, Stage(2 * BLOCK_BYTES))
+        try:
+            file.append([Record(0, 0, "", 0, 0, b"", bytes(BLOCK_BYTES))], 0)
+            file.sync()
+        finally:
+            file.close()
     finally:
-        os.close(fd)
         path.unlink(missing_ok=True)

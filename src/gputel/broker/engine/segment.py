@@ -182,7 +182,15 @@ class Segment:
         if not self.first_stored_at_ns and self.size_bytes:
             fd = self.open()
             try:
-                found = next(walk(fd, self.size_bytes, offset_min=self.base_offset), None)
+                records = walk(
+                    fd,
+                    self.size_bytes,
+                    offset_min=self.base_offset,
+                    # Of hundreds of segments after a start.
+                    first_bytes=INDEX_INTERVAL_BYTES,
+                    window_bytes=INDEX_INTERVAL_BYTES,
+                )
+                found = next(records, None)
             finally:
                 os.close(fd)
             if isinstance(found, Located):

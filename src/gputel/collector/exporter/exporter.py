@@ -162,7 +162,8 @@ class Exporter:
             return
         reasons = batch.columns[_REASONS_COLUMN].tolist()
         values = [value for i, value in enumerate(reasons) if valid >> i & 1]
-        for value, n in Counter(values).items():
+        counts = Counter(values) if len(values) > 1 else {values[0]: 1}
+        for value, n in counts.items():
             self.clock_events.add(slot, SAMPLE, n, now_ns)
             for bit in _BITS[value & _BITS_MASK]:
                 self.clock_events.add(slot, bit, n, now_ns)

@@ -39,6 +39,7 @@ VIEWS: Final[Mapping[str, np.dtype[Any]]] = {
 NEVER_NS: Final = -(2**62)
 XID_COLUMN: Final = COLUMN[BY_NAME["xid_last"]]
 _XID_SET: Final = SET_OF[BY_NAME["xid_last"]]
+_BITS: Final = tuple(np.uint8(1 << bit) for bit in range(8))
 
 # A value lives for three of its periods, and through a short pause of the whole process; a GPU
 # whose calls hang shall be down within two seconds.
@@ -148,17 +149,18 @@ class Latest:
         """Take the newest valid value of each column."""
         layout = self._layouts[batch.metric_set]
         last = len(batch) - 1
-        valid = (batch.valid[:, last >> 3] >> (last & 7) & 1).view(np.bool_)
+        valid = (batch.valid[:, last >> 3] & _BITS[last & 7]).astype(np.bool_)
         # PERF(latest): one struct call for the row. Numpy's way, an assignment a column, costs
         # four times as much at the few samples a batch has.
         layout.pack([column.item(last) for column in batch.columns])
         arrived_ns = arrivals.of(batch.time_ns.item(last))
         arrived_of = self._arrived_ns[slot, layout.cells]
-        if valid.any():
+        there = np.count_nonzero(valid)  # at a quarter of what any() and all() cost
+        if there:
             np.copyto(self.cells[slot, layout.cells], layout.row, where=valid)
             arrived_of[valid] = arrived_ns
             self._set_arrived_ns[slot, self._number[batch.metric_set]] = arrived_ns
-        if last and not valid.all():
+        if last and there < len(valid):
             self._take_older(slot, batch, ~valid, arrivals)
         if batch.metric_set is _XID_SET and slot in self._xids:
             xid = self._xids[slot]

@@ -40,6 +40,8 @@ SEGMENT_BYTES_MAX: Final = 16 * MIB
 #: A segment whose frames are all acknowledged makes place for a new one at this size: small
 #: enough to be deleted before the kernel has written any of it to the disk.
 IDLE_BYTES: Final = 256 * KIB
+#: What is read beside the payloads that are asked for.
+HEADS_BYTES: Final = 128 * KIB
 
 
 @dataclass(slots=True, eq=False)
@@ -154,7 +156,7 @@ class Spool:
         taken_bytes = 0
         while self.unread:
             file = self._files[self._reading]
-            for entry in self._walk(file):
+            for entry in self._walk(file, bytes_max + HEADS_BYTES):
                 entries.append(entry)
                 taken_bytes += len(entry.payload)
                 if taken_bytes >= bytes_max:
@@ -280,7 +282,9 @@ class Spool:
 
     # -- reading -----------------------------------------------------------------------
 
-    def _records(self, file: _File, position: int) -> Iterator[Located | Gap]:
+    def _records(
+        self, file: _File, position: int, first_bytes: int = MIB
+    ) -> Iterator[Located | Gap]:
         try:
             fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:  # somebody has cleaned up
@@ -292,14 +296,15 @@ class Spool:
                 file.size_bytes,
                 position=position,
                 offset_min=file.base_offset,
+                first_bytes=first_bytes,
                 window_bytes=MIB,
             )
         finally:
             os.close(fd)
 
-    def _walk(self, file: _File) -> Iterator[Entry]:
+    def _walk(self, file: _File, first_bytes: int = MIB) -> Iterator[Entry]:
         """Entries from the cursor on, which moves along."""
-        for found in self._records(file, self._position):
+        for found in self._records(file, self._position, first_bytes):
             if isinstance(found, Gap):
                 self._damage(file, found)
                 continue

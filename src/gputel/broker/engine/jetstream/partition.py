@@ -372,14 +372,16 @@ class Partition:
         offset = max(offset, self.first_offset)
         if offset >= self.next_offset:
             return Chunk((), offset)
-        chunk = await self._reader.read(offset, self.tip, self.next_offset, messages_max, bytes_max)
+        # As they are now: what is stored while the cluster is asked is there to be read.
+        tip, end_offset = self.tip, self.next_offset
+        chunk = await self._reader.read(offset, tip, end_offset, messages_max, bytes_max)
         if chunk is not None:
             return chunk
         state = await self._cluster.state(self.stream)
-        if state.messages and state.last_sequence >= self.tip:
-            # To pass by what is there would lose it.
+        if state.messages or state.last_sequence < tip:
+            # To pass by what is there, or what a new leader has not applied yet, would lose it.
             raise BrokerUnavailable(f"partition {self.name}: offset {offset} can't be read now")
-        return Chunk((), self.next_offset)
+        return Chunk((), end_offset)
 
     async def offset_at(self, time_ns: int) -> int:
         """See `PartitionLog.offset_at`."""
