@@ -30,6 +30,7 @@ class Log:
         self.open = asyncio.Event()
         self.open.set()
         self.asked = asyncio.Event()
+        self.reads = 0
 
     async def catch_up(self) -> None:
         pass
@@ -42,6 +43,7 @@ class Log:
 
     async def read(self, offset: int, messages_max: int, bytes_max: int) -> Chunk:
         self.asked.set()
+        self.reads += 1
         await self.open.wait()
         records = [Record(at, 0, "p", 1, at + 1, b"", b"x") for at in range(offset, END)]
         return Chunk(records[:messages_max], offset + min(len(records), messages_max))
@@ -137,3 +139,25 @@ async def test_what_is_lost_and_back_while_a_read_waits_is_delivered(
         await context.until(lambda: set(context.taken) == everything)
     assert len(context.assignments) == 4, "none, all, without what was lost, all"
     assert context.assignments[1] == context.assignments[3] > context.assignments[2]
+
+
+async def test_the_partitions_whose_turn_is_next_are_read_meanwhile() -> None:
+    """While what was read first is sent; and as much of each as it is asked for."""
+    group, logs, context = Group("t", "g", PARTITIONS, {}), [Log() for _ in "abc"], Context()
+    gate, whole = asyncio.Event(), context.write
+
+    async def slow(sent: mq.ConsumeResponse | bytes) -> None:
+        if isinstance(sent, bytes):
+            await gate.wait()
+        await whole(sent)
+
+    context.write = slow  # type: ignore[method-assign]
+    async with consuming(context, group, logs):
+        await context.until(lambda: len(context.assignments[-1]) == PARTITIONS)
+        context.send(credit=mq.Credit(messages=1000, bytes=1 << 30))
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(log.asked.wait() for log in logs))
+        assert not context.taken
+        gate.set()
+        await context.until(lambda: len(context.taken) == PARTITIONS * END)
+    assert [log.reads for log in logs] == [1] * PARTITIONS

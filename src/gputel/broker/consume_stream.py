@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import grpc.aio
@@ -29,6 +29,7 @@ from gputel.errors import BrokerUnavailable, InputError
 
 log = logging.getLogger(__name__)
 
+_TURNS_AHEAD: Final = 8
 _DELIVERY_BYTES: Final = 64  # what a delivery's fields take beside its names and payload
 
 
@@ -60,7 +61,6 @@ class ConsumeStream:
         #: Partition -> since when the consumer was told to have it; see `Member.since`.
         self._told: dict[int, int] = {}
         self._first = 0
-        self._behind = 0  # partitions with messages that were never delivered
         self._draining = False
         self.member = Member(
             name,
@@ -139,7 +139,6 @@ class ConsumeStream:
             # Each round begins with another partition: credit is shared fairly.
             partitions = sorted(self.member.partitions)
             self._first += 1
-            self._behind = sum(map(self._is_behind, partitions))
             for number in range(len(partitions)):
                 if not self.member.has_credit:
                     break
@@ -147,16 +146,20 @@ class ConsumeStream:
                 cursor = self._group.cursor(self.member, partition)
                 if cursor is not None:
                     busy |= await self._deliver_again(partition, cursor)
-                    busy |= await self._deliver_next(partition, cursor)
+                    following = self._following(partitions, number)
+                    busy |= await self._deliver_next(partition, cursor, following)
             if not busy:
                 had_credit = self.member.has_credit
                 await self._wake.wait()
                 if had_credit and not self._draining:
                     await self._pace.wait()  # for the messages that come meanwhile
 
-    def _is_behind(self, partition: int) -> bool:
-        cursor = self._group.cursor(self.member, partition)
-        return cursor is not None and cursor.next_offset < self._logs[partition].next_offset
+    def _following(self, partitions: Sequence[int], number: int) -> Iterator[int]:
+        """Whose turns come next, in this round and in the one behind it."""
+        count = len(partitions)
+        for turn in range(number + 1, number + 1 + min(count, _TURNS_AHEAD)):
+            rounds, place = divmod(turn, count)
+            yield partitions[(self._first + rounds + place) % count]
 
     async def _announce(self) -> None:
         if self._announced == self.member.generation:
@@ -206,8 +209,8 @@ class ConsumeStream:
             await self._send(self._batches(partition, [(chunk.records[0], attempt)]))
         return True
 
-    async def _deliver_next(self, partition: int, cursor: Cursor) -> bool:
-        """Deliver some of what was never delivered."""
+    async def _deliver_next(self, partition: int, cursor: Cursor, following: Iterable[int]) -> bool:
+        """Deliver some of what was never delivered, and begin to read for the `following`."""
         room = min(cursor.room, self.member.credit_messages)
         if (
             room <= 0
@@ -223,16 +226,21 @@ class ConsumeStream:
             return True
         batches = self._take(partition, cursor, chunk)
         del chunk  # a consumer that is slow keeps the batches only
-        self._ahead.begin(
-            partition,
-            cursor.next_offset,
-            run,
-            min(cursor.room, self.member.credit_messages),
-            self.member.credit_bytes,
-            partitions=max(self._behind, 1),
-        )
+        self._read_ahead(following)
         await self._send(batches)
         return True
+
+    def _read_ahead(self, following: Iterable[int]) -> None:
+        for partition in following:
+            cursor = self._group.cursor(self.member, partition)
+            if cursor is not None:
+                self._ahead.begin(
+                    partition,
+                    cursor.next_offset,
+                    cursor.run,
+                    min(cursor.room, self.member.credit_messages),
+                    self.member.credit_bytes,
+                )
 
     def _take(self, partition: int, cursor: Cursor, chunk: Chunk) -> list[bytes]:
         """What of `chunk` is to be delivered, as batches."""

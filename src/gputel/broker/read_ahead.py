@@ -1,8 +1,8 @@
 """What a stream reads of its partitions, the next messages while it sends those before.
 
-    read(0) ---> chunk 0 --- sent --------- chunk 1 --- sent ---- ...
-                        \\                 /       \\
-                         read(1) .........         read(2) ...
+    partition 0 ---> chunk --- sent ----- chunk --- sent --- ...
+                          \\             /     \\
+                partition 1, 2 .........      partition 3 ...
 
 Without it the disk waits for the network, and the network for the disk. What lies ready is bounded
 for a stream, and for all streams of a broker together: a consumer may give credit and read nothing.
@@ -20,7 +20,6 @@ from gputel.broker.engine import Chunk, PartitionLog
 READ_BYTES_MAX: Final = limits.BATCH_BYTES_MAX
 #: Of all partitions of a stream together.
 AHEAD_BYTES_MAX: Final = 2 * limits.BATCH_BYTES_MAX
-_AHEAD_BYTES_MIN: Final = limits.BATCH_BYTES_MAX // 4
 
 assert limits.READ_AHEAD_BYTES_MAX >= AHEAD_BYTES_MAX >= READ_BYTES_MAX
 
@@ -63,18 +62,11 @@ class ReadAhead:
         )
 
     def begin(
-        self,
-        partition: int,
-        offset: int,
-        run: int,
-        messages_max: int,
-        bytes_max: int,
-        *,
-        partitions: int,
+        self, partition: int, offset: int, run: int, messages_max: int, bytes_max: int
     ) -> None:
-        """Begin to read what `read` is asked for next; so many `partitions` share the room."""
-        share = max(AHEAD_BYTES_MAX // partitions, _AHEAD_BYTES_MIN)
-        bytes_max = min(bytes_max, share, READ_BYTES_MAX)
+        """Begin to read what `read` is asked for soon: whole batches, so of few partitions, in the
+        order of their turns. What was begun before comes first and takes of `bytes_max`."""
+        bytes_max = min(bytes_max - (AHEAD_BYTES_MAX - self._left_bytes), READ_BYTES_MAX)
         log = self._logs[partition]
         if (
             messages_max <= 0
