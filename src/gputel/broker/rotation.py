@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_LAST_S: Final = 1.0
+#: What ends sooner was no better than a stream that could not be opened.
+STEADY_S: Final = 1.0
 #: Until a broker that was left is tried again. It doubles each time that one is left.
 HOME_FIRST_S: Final = 30.0
 HOME_LAST_S: Final = 600.0
@@ -71,6 +75,7 @@ class Rotation:
         self._index = self._home = index
         self._failures = 0
         self._delay_s = BACKOFF_FIRST_S
+        self._serves_since_s = math.inf  # monotonic
         self._home_delay_s = HOME_FIRST_S / 2
         self._returning = False
 
@@ -85,9 +90,8 @@ class Rotation:
         return self._brokers.channel(self.address)
 
     def serves(self) -> None:
-        """It answers: the delays begin anew."""
-        self._failures = 0
-        self._delay_s = BACKOFF_FIRST_S
+        """It answers: if it goes on so, the delays begin anew."""
+        self._serves_since_s = time.monotonic()
 
     async def until_home(self, clock: Clock) -> None:
         """Return once the broker that the stream began at, and has left, can be connected to: it
@@ -105,6 +109,10 @@ class Rotation:
 
     def move_on(self) -> float:
         """Pass on to the next one; how long to wait before, seconds."""
+        if time.monotonic() - self._serves_since_s >= STEADY_S:
+            self._failures = 0
+            self._delay_s = BACKOFF_FIRST_S
+        self._serves_since_s = math.inf
         if self._returning:
             self._returning = False
             self._index = self._home

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
@@ -325,7 +326,9 @@ async def test_when_none_answers_the_error_names_all(cluster: Cluster) -> None:
     assert "is it running?" in str(caught.value)
 
 
-def test_a_round_is_quick_and_the_next_one_waits_longer() -> None:
+def test_a_round_is_quick_and_the_next_one_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
     brokers = Brokers(["a:1", "b:1", "c:1"])
     turn = brokers.rotation()
     order = [turn.address]
@@ -338,7 +341,13 @@ def test_a_round_is_quick_and_the_next_one_waits_longer() -> None:
     assert max(delays[:3]) <= rotation.BACKOFF_FIRST_S
     assert min(delays[-3:]) >= rotation.BACKOFF_LAST_S / 2
     assert max(delays) <= rotation.BACKOFF_LAST_S
+    # A broker that takes streams and ends them at once is none that serves.
+    for _ in range(3):
+        turn.serves()
+        now_s += rotation.STEADY_S / 2
+        assert turn.move_on() >= rotation.BACKOFF_LAST_S / 2
     turn.serves()
+    now_s += rotation.STEADY_S
     assert turn.move_on() <= rotation.BACKOFF_FIRST_S
 
 
