@@ -5,6 +5,7 @@ A NaN is a NaN: SQL has but one.
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -173,3 +174,25 @@ def test_a_single_value(metric: Any) -> None:
     for damaged in (b"", b"\xff" * 7, b"\xff" * (at + form.size - 1)):
         with pytest.raises(RowCorrupt, match=f"{len(damaged)} bytes of cells"):
             cells.value_in(damaged, metric)
+
+
+@pytest.mark.parametrize("metric_set", METRIC_SETS, ids=lambda of: of.name)
+def test_all_values_of_a_row_are_those_of_each(metric_set: Any) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    whole = places(metric_set.storages)[-1]
+    for _ in range(100):
+        chosen = rng.sample(metric_set.metrics, rng.randint(1, len(metric_set.metrics)))
+        read = cells.reader(metric_set, chosen)
+        valid = rng.getrandbits(len(metric_set.metrics)).to_bytes(8, "little")
+        row = valid + rng.randbytes(whole - 8 + rng.choice([0, 0, 4, 8]))
+        # Compared as text: a NaN is no other number's equal.
+        assert repr(read(row)) == repr([cells.value_in(row, metric) for metric in chosen])
+    # An older gputel knew less of the set; somebody else wrote what is no row at all.
+    first, *_, last = metric_set.metrics
+    read = cells.reader(metric_set, [last, first])
+    older = b"\x01" + bytes(7) + row[8 : places(metric_set.storages)[1]]
+    assert repr(read(older)) == repr([None, cells.value_in(older, first)])
+    with pytest.raises(RowCorrupt, match="7 bytes of cells"):
+        read(b"\xff" * 7)

@@ -6,9 +6,10 @@ The bytes are drawn in gputel._reference.hot_rows; whole streams are read by gpu
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from gputel.catalog import METRIC_SETS, Metric, Storage
+from gputel.catalog import METRIC_SETS, Metric, MetricSet, Storage
 from gputel.errors import RowCorrupt
 from gputel.kernels import hot_places
 
@@ -65,3 +66,25 @@ def value_in(cells: bytes, metric: Metric) -> float | None:
     except (IndexError, struct.error):
         raise RowCorrupt(f"{len(cells)} bytes of cells, and {metric.name} is not there") from None
     return value
+
+
+def reader(
+    metric_set: MetricSet, metrics: Sequence[Metric]
+) -> Callable[[bytes], list[float | None]]:
+    """What reads the values of `metrics`, all of `metric_set`, in one row; as `value_in`.
+
+    PERF(cells): all twenty cells by one call cost as much as two by a call each.
+    """
+    numbers = [PLACES[metric].cell for metric in metrics]
+    first = hot_places("")[0]
+    whole = struct.Struct(f">{metric_set.storages}")
+
+    def read(cells: bytes) -> list[float | None]:
+        # Or a row of before the set had them all.
+        if len(numbers) <= 2 or len(cells) < first + whole.size:
+            return [value_in(cells, metric) for metric in metrics]
+        valid = int.from_bytes(cells[:first], "little")
+        values = whole.unpack_from(cells, first)
+        return [values[number] if valid >> number & 1 else None for number in numbers]
+
+    return read

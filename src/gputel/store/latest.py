@@ -75,22 +75,26 @@ async def latest_values(
     """The newest value of each of `metrics`, all of `metric_set`; of all GPUs where None."""
     found: dict[tuple[int, Metric], _Candidate] = {}
     recent: list[_Wanted] = []
-    # What is found is the newest value when it is at least this late.
+    # What is found is the newest value when it is at least this late, or when nothing is here.
     since_ns: dict[tuple[int, Metric], int] = {}
+    read = cells.reader(metric_set, metrics)
+    nothing = [None] * len(metrics)
     for row in await _newest_rows(session, metric_set, gpu_ids):
         gpu_id, metric_ids, minute, time, epoch, sequence, row_cells = row
         row_ns = None if time is None else to_ns(time)
         in_chunks = minute is not None and (row_ns is None or not _is_after(row_ns, minute))
-        for metric in metrics:
+        late_ns = max(row_ns or 0, to_ns(minute) if in_chunks else 0)
+        values = nothing if row_ns is None else read(row_cells)
+        for metric, value in zip(metrics, values, strict=True):
             if metric.id not in metric_ids:
                 continue
-            value = None if row_ns is None else cells.value_in(row_cells, metric)
             if row_ns is not None and value is not None:
                 found[gpu_id, metric] = _Candidate(row_ns, epoch, sequence, value)
+                if not in_chunks:
+                    continue
             if in_chunks:
                 recent.append(_Wanted(gpu_id, metric, minute))
-            minute_ns = to_ns(minute) if in_chunks else 0
-            since_ns[gpu_id, metric] = max(row_ns or 0, minute_ns)
+            since_ns[gpu_id, metric] = late_ns
     await _from_chunks(session, metric_set, recent, found)
     unsettled: dict[Metric, list[int]] = {}
     for (gpu_id, metric), time_ns in since_ns.items():
