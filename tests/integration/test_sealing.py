@@ -10,14 +10,14 @@ import pytest
 
 from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.clock import SYSTEM_CLOCK, ManualClock
-from gputel.store import Store, hot, schema, seal
+from gputel.store import Store, hot, schema, seal, sealing
 from gputel.store.maintain import Maintainer
 from support.tiers import HOUR_NS, SETTINGS, START_NS, S, commit, count, hours, points
 
 if TYPE_CHECKING:
     from support.database import Producer
 
-GPUS = 2 * seal.STEPS_AT_ONCE
+GPUS = 2 * sealing.STEPS_AT_ONCE
 ROWS = 6
 DEADLINE_S = 20
 LOOKS = 20
@@ -26,6 +26,7 @@ LOOKS = 20
 async def test_as_many_steps_at_once_as_are_allowed(
     store: Store, make_producer: Callable[..., Producer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(seal, "ROWS_A_STEP", 2 * ROWS)  # one GPU's
     producer = make_producer(gpus=GPUS)
     messages = [producer.publish([START_NS + i * 20 * S]) for i in range(ROWS)]
     await commit(store, messages)
@@ -39,7 +40,7 @@ async def test_as_many_steps_at_once_as_are_allowed(
         under_way += 1
         most = max(most, under_way)
         try:
-            if under_way == seal.STEPS_AT_ONCE:
+            if under_way == sealing.STEPS_AT_ONCE:
                 # As many as are allowed: another one would have begun by the end of this.
                 for _ in range(LOOKS):
                     await connection.fetchval("SELECT 1")
@@ -52,7 +53,7 @@ async def test_as_many_steps_at_once_as_are_allowed(
 
     monkeypatch.setattr(hot, "read_gpus", watched)
     await maintainer.round()
-    assert most == seal.STEPS_AT_ONCE
+    assert most == sealing.STEPS_AT_ONCE
     assert maintainer.counts.sealed_rows == GPUS * ROWS
     assert await count(store, schema.hot_table(SET_BY_CADENCE[Cadence.FAST])) == 0
     await points(store, producer)

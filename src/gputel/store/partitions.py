@@ -35,6 +35,8 @@ HOUR_PARTITION_DAYS: Final = 30  # as migration 004 made them
 DROP_WAIT_MS: Final = 15
 #: Statements that go to many shards, and transactions of two phases, take longer.
 DROP_WAIT_DISTRIBUTED_MS: Final = 500
+#: How often one is looked through, and found to take too long, before it is vacuumed instead.
+DROP_LOOKS: Final = 3
 
 Bounds = tuple[int, int]  # [lower, upper) in ns
 
@@ -158,30 +160,36 @@ async def drop_partition(session: Connection, name: str, *, only_empty: bool = F
 
     `only_empty`: nor when there is a row in it.
     """
-    # PERF(drop): this look takes as long as it takes, nobody waits for it, and what is deleted is
-    # pruned by it: the look below, for which others wait, then takes a tenth.
-    if only_empty and await session.fetchval(f"SELECT 1 FROM {name} LIMIT 1"):
-        return False
     distributed = await citus.installed(session)
+    for _ in range(DROP_LOOKS):
+        # PERF(drop): this look takes as long as it takes, nobody waits for it, and what is deleted
+        # is pruned by it: the look for which others wait then takes a tenth.
+        if only_empty and await session.fetchval(f"SELECT 1 FROM {name} LIMIT 1"):
+            return False
+        try:
+            return await _drop(session, name, only_empty=only_empty, distributed=distributed)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            return False
+        except asyncpg.QueryCanceledError as error:
+            # Too many deleted rows to look through while others wait: the next look prunes more.
+            log.debug("%s is looked through again before it is dropped: %s", name, error)
+    log.info("%s is vacuumed before it is dropped", name)
+    await session.execute(f"VACUUM {name}")
+    return False
+
+
+async def _drop(session: Connection, name: str, *, only_empty: bool, distributed: bool) -> bool:
     wait_ms = DROP_WAIT_DISTRIBUTED_MS if distributed else DROP_WAIT_MS
-    try:
-        async with session.transaction():
-            await session.execute(f"SET LOCAL lock_timeout = {wait_ms}")
-            if distributed:
-                await citus.lock_partition(session, name.rpartition("_p")[0], name)
-            if only_empty:
-                await session.execute(f"LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE")
-                await session.execute(f"SET LOCAL statement_timeout = {wait_ms}")
-                if await session.fetchval(f"SELECT 1 FROM {name} LIMIT 1"):
-                    return False
-                await session.execute("SET LOCAL statement_timeout = 0")
-            await session.execute(f"DROP TABLE IF EXISTS {name}")
-            await session.execute("DELETE FROM store_partition WHERE name = $1", name)
-    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-        return False
-    except asyncpg.QueryCanceledError:
-        # Too many deleted rows to look through while others wait: next time they are gone.
-        log.info("%s is vacuumed before it is dropped", name)
-        await session.execute(f"VACUUM {name}")
-        return False
+    async with session.transaction():
+        await session.execute(f"SET LOCAL lock_timeout = {wait_ms}")
+        if distributed:
+            await citus.lock_partition(session, name.rpartition("_p")[0], name)
+        if only_empty:
+            await session.execute(f"LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE")
+            await session.execute(f"SET LOCAL statement_timeout = {wait_ms}")
+            if await session.fetchval(f"SELECT 1 FROM {name} LIMIT 1"):
+                return False
+            await session.execute("SET LOCAL statement_timeout = 0")
+        await session.execute(f"DROP TABLE IF EXISTS {name}")
+        await session.execute("DELETE FROM store_partition WHERE name = $1", name)
     return True
