@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -150,8 +151,8 @@ class Maintainer:
         making = asyncio.create_task(self._partitions.ensure(self._needs(due)))
         try:
             # A set's hour after the other would leave a core idle at the end of each.
-            for upper in sorted({one.upper for one in due}) or [None]:
-                sealing = Sealing(self._store, [one for one in due if one.upper == upper], making)
+            for hour in _by_hour(due) or [[]]:
+                sealing = Sealing(self._store, hour, making)
                 await sealing.steps()
                 rest = (*sealing.drops(), self._fold, self._merge, self._retain)
                 await some_at_once(STEPS_AT_ONCE, rest)
@@ -190,7 +191,7 @@ class Maintainer:
             due = await session.fetch(
                 "SELECT parent, name, lower, upper FROM store_partition WHERE upper <= $2 "
                 "AND created_at <= $2 AND parent = ANY($1) "
-                "ORDER BY lower, array_position($1, parent)",
+                "ORDER BY upper, array_position($1, parent)",
                 list(sets),
                 self._settled(),
             )
@@ -307,3 +308,8 @@ class Maintainer:
                 self.counts.deleted_rows += deleted
                 if deleted < DELETE_ROWS_A_STEP:
                     return
+
+
+def _by_hour(due: Sequence[Due]) -> list[list[Due]]:
+    """What ends together, and so is sealed together; the first one first."""
+    return [list(hour) for _, hour in groupby(due, key=lambda one: one.upper)]
