@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gputel.catalog import SET_BY_CADENCE, Cadence
+from gputel.catalog import METRIC_SETS, SET_BY_CADENCE, Cadence
 from gputel.clock import SYSTEM_CLOCK, ManualClock
 from gputel.errors import DatabaseUnavailable
 from gputel.store import Store, hot, partitions, schema, seal, sealing
@@ -192,3 +192,20 @@ async def test_a_look_that_took_too_long_is_tried_again_in_the_same_round(
     assert maintainer.counts.sealed_partitions == 1
     assert maintainer.counts.postponed == 0
     await points(store, producer)
+
+
+async def test_autovacuum_leaves_hot_partitions_alone(
+    store: Store, make_producer: Callable[..., Producer]
+) -> None:
+    """It would hold the lock that dropping them needs."""
+    await commit(store, [make_producer(gpus=1).publish([START_NS])])
+    maintainer = Maintainer(store, SETTINGS, ManualClock(SYSTEM_CLOCK.time_ns()))
+    await maintainer.round()
+    async with store.session() as session:
+        found = await session.fetch(
+            "SELECT parent, 'autovacuum_enabled=off' = ANY(reloptions) AS off "
+            "FROM store_partition JOIN pg_class ON oid = name::regclass"
+        )
+    hot_tables = {schema.hot_table(metric_set) for metric_set in METRIC_SETS}
+    assert {parent for parent, off in found if off} == hot_tables
+    assert {parent for parent, off in found if not off}.isdisjoint(hot_tables)
