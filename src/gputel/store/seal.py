@@ -100,7 +100,7 @@ class Walk:
         if not self._rows_a_gpu:
             await self._measure(session)
         # Smaller ones at the end, so that those that are taken at once end together.
-        rows = min(ROWS_A_STEP // 2, max(ROWS_A_STEP // 8, int(self._rows_left / 2)))
+        rows = min(ROWS_A_STEP / 2, max(ROWS_A_STEP / 8, self._rows_left / 2))
         gpus = max(1, min(GPUS_A_STEP, int(rows / self._rows_a_gpu)))
         gpu_ids = await self._gpu_ids_after(session, gpus)
         self._rows_left -= len(gpu_ids) * self._rows_a_gpu
