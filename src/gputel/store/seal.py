@@ -114,12 +114,14 @@ class Walk:
             query = f"SELECT FROM {self.name} WHERE gpu_id = $1 LIMIT {ROWS_A_STEP}"
             rows = await session.fetchval(f"SELECT count(*) FROM ({query}) AS r", gpu_id)
             self._rows_a_gpu = float(max(1, rows))
-        size_bytes = await session.fetchval(
-            "SELECT pg_relation_size($1::text::regclass)", self.name
-        )
-        # Those of a distributed table are elsewhere.
+        if self._distributed:
+            self._rows_left = math.inf  # they are elsewhere
+            return
+        query = "SELECT pg_relation_size($1::text::regclass)"
+        size_bytes = await session.fetchval(query, self.name)
         row_bytes = _ROW_BYTES + hot_places(self._metric_set.storages)[-1]
-        self._rows_left = math.inf if self._distributed else size_bytes / row_bytes
+        # None: another maintainer has dropped it since its GPUs were looked for.
+        self._rows_left = (size_bytes or 0) / row_bytes
 
     async def step(self, session: Connection, gpu_ids: list[int]) -> None:
         """Seal the rows of these GPUs.
