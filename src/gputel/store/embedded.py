@@ -53,7 +53,7 @@ _SETTINGS: Final = {
     "unix_socket_directories": "",
     "max_connections": "60",
     # An hour of 64 GPUs at 1 Hz fits. A table larger than a quarter is looked through in a ring of
-    # 256 kB, before it is dropped, and read again by the second look (docs/decisions/084).
+    # 256 kB, before it is dropped, and read again by the second look (docs/decisions/085).
     "shared_buffers": "256MB",
     "fsync": "on",
     "synchronous_commit": "on",

@@ -98,6 +98,9 @@ class Partitions:
         except asyncpg.UniqueViolationError as error:
             # Of the catalogs', which must not look like one of the samples'.
             raise self._store.unavailable(error) from error
+        except asyncpg.InternalServerError as error:
+            # Citus: while it moves a shard it makes no tables.
+            raise self._store.unavailable(error) from error
 
     async def _make_in_one(self, wanted: Sequence[tuple[str, int]]) -> int:
         made = 0
