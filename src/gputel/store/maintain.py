@@ -150,13 +150,15 @@ class Maintainer:
         due = await self._due()
         making = asyncio.create_task(self._partitions.ensure(self._needs(due)))
         try:
-            # A set's hour after the other would leave a core idle at the end of each.
+            # The sets' together: one after the other would leave a core idle at the end of each.
             for hour in _by_hour(due) or [[]]:
                 sealing = Sealing(self._store, hour, making)
                 await sealing.steps()
                 rest = (*sealing.drops(), self._fold, self._merge, self._retain)
-                await some_at_once(STEPS_AT_ONCE, rest)
-                self._count(sealing.sealed())
+                try:
+                    await some_at_once(STEPS_AT_ONCE, rest)
+                finally:
+                    self._count(sealing.sealed())
         finally:
             making.cancel()
         self.counts.rounds += 1

@@ -139,13 +139,13 @@ def _may_be_left(walk: Walk) -> Generator[None]:
 async def some_at_once(count: int, work: Iterable[Callable[[], Awaitable[object]]]) -> None:
     """Do all of it, to its end, `count` at a time; then raise the first error there was."""
     left = iter(work)
-    errors: list[BaseException] = []
+    errors: list[Exception] = []
 
     async def worker() -> None:
         for one in left:
             try:
                 await one()
-            except Exception as error:  # raised below
+            except Exception as error:
                 errors.append(error)
 
     await asyncio.gather(*(worker() for _ in range(count)))
