@@ -47,7 +47,7 @@ from gputel import wire
 from gputel.batch import Batch
 from gputel.catalog import METRIC_SETS
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK, ManualClock
-from gputel.store import Store, hot, schema, seal
+from gputel.store import Store, hot, schema, seal, sealing
 from gputel.store.maintain import Maintainer
 from gputel.store.partitions import Partitions
 from gputel.store.settings import DatabaseSettings, StoreSettings
@@ -176,7 +176,7 @@ async def read_alone(database: Database, gpus: int) -> Reading:
         return rows
 
     started, core_started = time.perf_counter(), core_seconds(database.postmaster)
-    rows = sum(await asyncio.gather(*(one() for _ in range(seal.STEPS_AT_ONCE))))
+    rows = sum(await asyncio.gather(*(one() for _ in range(sealing.STEPS_AT_ONCE))))
     return Reading(
         rows,
         time.perf_counter() - started,

@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,6 +100,8 @@ def run(plan: Plan) -> None:
     try:
         asyncio.run(maintain(plan))
         status = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)

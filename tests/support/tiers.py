@@ -16,8 +16,9 @@ from gputel.store.ingest import Ingest
 from gputel.store.maintain import Maintainer
 from gputel.store.partitions import Partitions
 from gputel.store.query import Query
-from gputel.store.seal import seal_partition
+from gputel.store.sealing import Due, Sealing
 from gputel.store.settings import StoreSettings
+from gputel.store.times import to_ns
 
 if TYPE_CHECKING:
     from support.database import Point, Producer
@@ -118,13 +119,20 @@ async def settle(maintainer: Maintainer, clock: ManualClock) -> None:
 async def seal(store: Store) -> None:
     """Everything that is in hot rows; the partitions are gone afterwards."""
     partitions = Partitions(store, StoreSettings())
-    for metric_set in METRIC_SETS:
-        async with store.session() as session:
-            due = await session.fetch(
-                "SELECT name, lower, upper FROM store_partition WHERE parent = $1",
-                schema.hot_table(metric_set),
-            )
-        for bounds in due:
-            async with asyncio.timeout(20):  # a busy machine may not let go of it in time
-                while not (await seal_partition(store, partitions, metric_set, *bounds)).dropped:
-                    pass
+    sets = {schema.hot_table(metric_set): metric_set for metric_set in METRIC_SETS}
+    async with asyncio.timeout(60):  # a busy machine may not let go of one in time
+        while True:
+            async with store.session() as session:
+                found = await session.fetch(
+                    "SELECT parent, name, lower, upper FROM store_partition WHERE parent = ANY($1)",
+                    list(sets),
+                )
+            if not found:
+                return
+            due = [Due(sets[parent], *rest) for parent, *rest in found]
+            days = [np.array([to_ns(one.lower), to_ns(one.upper) - 1]) for one in due]
+            needs = {"sample_chunk": days, "rollup_1m": days}
+            sealing = Sealing(store, due, asyncio.create_task(partitions.ensure(needs)))
+            await sealing.steps()
+            for drop in sealing.drops():
+                await drop()

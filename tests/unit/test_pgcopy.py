@@ -58,18 +58,6 @@ def column_of(stream_of: Any, kind: FieldType, values: Any, rows: int) -> list[b
     return [row[0] for row in rows_of(stream.finish())]
 
 
-def numeric(payload: bytes) -> int:
-    """The integer in a numeric of PostgreSQL's binary format; asserts that it is canonical."""
-    ndigits, weight, sign, dscale = struct.unpack_from(">hhhh", payload)
-    digits = struct.unpack_from(f">{ndigits}h", payload, 8)
-    assert len(payload) == 8 + 2 * ndigits
-    assert (sign, dscale) == (0, 0)
-    assert all(0 <= digit < 10_000 for digit in digits)
-    assert not digits or (digits[0] and digits[-1])
-    assert weight >= ndigits - 1 if digits else weight == 0
-    return sum(digit * 10_000 ** (weight - i) for i, digit in enumerate(digits))
-
-
 def array(payload: bytes, code: str, oid: int) -> list[Any]:
     """The elements of a one-dimensional array without NULLs."""
     ndim, nulls, element = struct.unpack_from(">iii", payload)
@@ -103,8 +91,6 @@ def test_no_rows(stream_of: Any) -> None:
         ("int2", "h", np.array([-(2**15), -1, 0, 2**15 - 1], np.int64)),
         ("int4", "i", np.array([-(2**31), 2**31 - 1], np.int64)),
         ("int8", "q", np.array([-(2**63), -1, 2**63 - 1])),
-        ("float4", "f", np.array([1.5, -0.0, np.inf], np.float32)),
-        ("float8", "d", np.array([0.1, -0.0, -np.inf, 5e-324])),
     ],
 )
 def test_numbers_are_in_network_order(stream_of: Any, kind: Any, code: str, values: Any) -> None:
@@ -116,14 +102,10 @@ def test_numbers_are_in_network_order(stream_of: Any, kind: Any, code: str, valu
 
 
 def test_a_nan_keeps_its_payload(stream_of: Any) -> None:
-    wide = np.array([0x7FF8_0000_0000_1234, 0xFFF8_0000_0000_0001], np.uint64)
-    assert column_of(stream_of, "float8", wide.view(np.float64), 2) == [
-        struct.pack(">Q", value) for value in wide.tolist()
-    ]
-    narrow = np.array([0x7FC0_0123, 0xFFC0_0001], np.uint32)
-    assert column_of(stream_of, "float4", narrow.view(np.float32), 2) == [
-        struct.pack(">I", value) for value in narrow.tolist()
-    ]
+    bits = [0x7FF8_0000_0000_1234, 0xFFF8_0000_0000_0001]
+    values = np.array(bits, np.uint64).view(np.float64)
+    (payload,) = column_of(stream_of, "float8[]", values, 1)
+    assert array(payload or b"", "Q", 701) == bits
 
 
 @pytest.mark.parametrize(
@@ -145,25 +127,11 @@ def test_times_are_floored_to_microseconds_since_2000(
     assert column_of(stream_of, "timestamptz_ns", time_ns, 1) == expected
 
 
-@given(values=st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 10**5), min_size=1))
-def test_numerics(stream_of: Any, values: list[int]) -> None:
-    payloads = column_of(stream_of, "numeric_u64", np.array(values, np.uint64), len(values))
-    assert [numeric(payload or b"") for payload in payloads] == values
-
-
-@pytest.mark.parametrize("value", [0, 1, 9_999, 10_000, 10**8, 10**16, 2**64 - 1, 10_001])
-def test_numeric_edges(stream_of: Any, value: int) -> None:
-    (payload,) = column_of(stream_of, "numeric_u64", value, 1)
-    assert numeric(payload or b"") == value
-
-
 def test_one_value_stands_in_every_row_and_text_is_utf8(stream_of: Any) -> None:
-    stream = stream_of(["text", "bytea", "int4", "text", "numeric_u64"])
-    stream.append(3, ["Zürich", b"\x00\xff", 7, "", 20_001])
+    stream = stream_of(["text", "bytea", "int4", "text"])
+    stream.append(3, ["Zürich", b"\x00\xff", 7, ""])
     row = ["Zürich".encode(), b"\x00\xff", struct.pack(">i", 7), b""]
-    for found in rows_of(stream.finish()):
-        assert found[:4] == row
-        assert numeric(found[4] or b"") == 20_001
+    assert rows_of(stream.finish()) == [row] * 3
 
 
 def test_arrays(stream_of: Any) -> None:
@@ -191,13 +159,11 @@ def test_arrays(stream_of: Any) -> None:
 def test_any_mix_of_fields_and_nulls(stream_of: Any, data: st.DataObject, blocks: Any) -> None:
     makers: dict[Any, Any] = {
         "int8": lambda v: np.array(v, np.int64),
-        "numeric_u64": lambda v: np.array(v, np.uint64),
         "text": lambda v: [str(x) for x in v],
         "bytea": lambda v: [b"\xee" * (x % 50) for x in v],
     }
     readers: dict[Any, Any] = {
         "int8": lambda p: struct.unpack(">q", p)[0],
-        "numeric_u64": numeric,
         "text": bytes.decode,
         "bytea": bytes,
     }
@@ -250,17 +216,11 @@ BAD: list[tuple[Any, Any, Any]] = [
     ("int4", np.array([0, 2**31]), OverflowError),
     ("int8", 2**63, OverflowError),
     ("timestamptz_ns", -(2**63) - 1, OverflowError),
-    ("numeric_u64", -1, OverflowError),
-    ("numeric_u64", 2**64, OverflowError),
     ("int2[]", np.array([[1], [40_000]]), OverflowError),
     ("int8", np.array([2**63, 0], np.uint64), TypeError),
     ("int8", np.array([1, 0], ">i8"), TypeError),
     ("int8", np.array([1, 0], np.int32), TypeError),
-    ("numeric_u64", np.array([-1, 0]), TypeError),
     ("int4", np.array([1.0, 2.0]), TypeError),
-    ("float4", np.array([1.0, 2.0]), TypeError),
-    ("float8", 1, TypeError),
-    ("float8", 1.0, TypeError),
     ("int8", 1.0, TypeError),
     ("int8", None, TypeError),
     ("int8", [1, 2], TypeError),
@@ -287,9 +247,7 @@ def test_what_can_not_be_written_is_named_and_leaves_nothing(
     stream_of: Any, kind: Any, values: Any, error: type[Exception]
 ) -> None:
     stream = stream_of(["int4", kind])
-    good: Any = {"text": "x", "bytea": b"y", "float4": np.ones(1, np.float32)}.get(kind, 1)
-    if kind == "float8":
-        good = np.ones(1)
+    good: Any = {"text": "x", "bytea": b"y"}.get(kind, 1)
     if kind.endswith("[]"):
         good = np.ones((1, 1), np.float64 if kind == "float8[]" else np.int64)
     stream.append(1, [1, good])

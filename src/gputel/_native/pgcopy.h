@@ -13,9 +13,6 @@
 #include <string.h>
 
 #define GPUTEL_EPOCH_2000_US INT64_C(946684800000000)
-#define GPUTEL_NUMERIC_HEAD_BYTES 8
-#define GPUTEL_DIGIT_BASE 10000
-#define GPUTEL_DIGITS_MAX 5 /* of base 10,000 in a u64 */
 #define GPUTEL_ARRAY_HEAD_BYTES 20
 
 static inline char *gputel_put16(char *out, uint16_t number)
@@ -65,42 +62,12 @@ static inline char *gputel_put_integer(char *out, int bytes, const char *cell)
     return NULL;
 }
 
-static inline char *gputel_put_float4(char *out, const char *cell)
-{
-    uint32_t bits;
-    memcpy(&bits, cell, sizeof bits);
-    return gputel_put32(gputel_put32(out, sizeof bits), bits);
-}
-
 /* Nanoseconds since 1970 as microseconds since 2000, floored. */
 static inline char *gputel_put_time(char *out, const char *cell)
 {
     int64_t time_ns = (int64_t)gputel_load64(cell);
     int64_t time_us = time_ns / 1000 - (time_ns % 1000 < 0);
     return gputel_put64(gputel_put32(out, 8), (uint64_t)(time_us - GPUTEL_EPOCH_2000_US));
-}
-
-/* A u64 as a numeric: neither leading nor trailing zero digits are written. */
-static inline char *gputel_put_numeric(char *out, const char *cell)
-{
-    uint16_t digits[GPUTEL_DIGITS_MAX]; /* the last one first */
-    uint64_t number = gputel_load64(cell);
-    int count = 0;
-    int zeros = 0; /* at the end of the number */
-    for (; number; number /= GPUTEL_DIGIT_BASE) {
-        digits[count] = (uint16_t)(number % GPUTEL_DIGIT_BASE);
-        if (zeros == count && digits[count] == 0)
-            zeros++;
-        count++;
-    }
-    out = gputel_put32(out, (uint32_t)(GPUTEL_NUMERIC_HEAD_BYTES + 2 * (count - zeros)));
-    out = gputel_put16(out, (uint16_t)(count - zeros));
-    out = gputel_put16(out, (uint16_t)(count ? count - 1 : 0)); /* weight */
-    out = gputel_put16(out, 0); /* sign */
-    out = gputel_put16(out, 0); /* dscale */
-    for (int i = count - 1; i >= zeros; i--)
-        out = gputel_put16(out, digits[i]);
-    return out;
 }
 
 /* `size` numbers of 8 bytes, `stride` bytes apart, as an array of integers or, with `bytes` 8,

@@ -25,16 +25,12 @@ cdef extern from "Python.h":
 
 cdef extern from "pgcopy.h" nogil:
     enum:
-        NUMERIC_HEAD_BYTES "GPUTEL_NUMERIC_HEAD_BYTES"
-        DIGITS_MAX "GPUTEL_DIGITS_MAX"
         ARRAY_HEAD_BYTES "GPUTEL_ARRAY_HEAD_BYTES"
     uint64_t load64 "gputel_load64"(const char *cell)
     char *put16 "gputel_put16"(char *out, uint16_t number)
     char *put_null "gputel_put_null"(char *out)
     char *put_integer "gputel_put_integer"(char *out, int size_bytes, const char *cell)
-    char *put_float4 "gputel_put_float4"(char *out, const char *cell)
     char *put_time "gputel_put_time"(char *out, const char *cell)
-    char *put_numeric "gputel_put_numeric"(char *out, const char *cell)
     char *put_array "gputel_put_array"(
         char *out,
         int size_bytes,
@@ -50,10 +46,7 @@ cdef enum:
     INT2
     INT4
     INT8
-    FLOAT8
-    FLOAT4
     TIMESTAMPTZ_NS
-    NUMERIC_U64
     INT2_ARRAY
     INT4_ARRAY
     FLOAT8_ARRAY
@@ -83,10 +76,7 @@ _KINDS = {
     "int2": INT2,
     "int4": INT4,
     "int8": INT8,
-    "float4": FLOAT4,
-    "float8": FLOAT8,
     "timestamptz_ns": TIMESTAMPTZ_NS,
-    "numeric_u64": NUMERIC_U64,
     "int2[]": INT2_ARRAY,
     "int4[]": INT4_ARRAY,
     "float8[]": FLOAT8_ARRAY,
@@ -94,13 +84,11 @@ _KINDS = {
     "bytea": BYTEA,
 }
 
-cdef Facts[12] FACTS
+cdef Facts[9] FACTS
 FACTS[INT2] = FACTS[INT2_ARRAY] = Facts(c"i", 8, 2, INT16_MIN, INT16_MAX, 21)
 FACTS[INT4] = FACTS[INT4_ARRAY] = Facts(c"i", 8, 4, INT32_MIN, INT32_MAX, 23)
 FACTS[INT8] = FACTS[TIMESTAMPTZ_NS] = Facts(c"i", 8, 8, INT64_MIN, INT64_MAX, 0)
-FACTS[FLOAT4] = Facts(c"f", 4, 4, 0, 0, 0)
-FACTS[FLOAT8] = FACTS[FLOAT8_ARRAY] = Facts(c"f", 8, 8, 0, 0, 701)
-FACTS[NUMERIC_U64] = Facts(c"u", 8, NUMERIC_HEAD_BYTES + 2 * DIGITS_MAX, 0, 0, 0)
+FACTS[FLOAT8_ARRAY] = Facts(c"f", 8, 8, 0, 0, 701)
 FACTS[TEXT] = FACTS[BYTEA] = Facts(0, 0, 0, 0, 0, 0)
 
 
@@ -218,10 +206,10 @@ cdef class CopyStream:
 
     cdef int refuse(self, Py_ssize_t number, object value) except -1:
         """OverflowError: a number outside its field's range."""
-        cdef int kind = self.field[number].kind
-        lowest = FACTS[kind].lowest
-        highest = FACTS[kind].highest if kind != NUMERIC_U64 else 2**64 - 1
-        raise OverflowError(f"{self.name(number)}: {value} is outside {lowest} to {highest}")
+        cdef Facts facts = FACTS[self.field[number].kind]
+        raise OverflowError(
+            f"{self.name(number)}: {value} is outside {facts.lowest} to {facts.highest}"
+        )
 
     cdef int bind_valid(self, object valid, Py_ssize_t rows) except -1:
         """Each field's bitmap, the last ones' out of `valid`, which is contiguous."""
@@ -312,18 +300,11 @@ cdef class CopyStream:
             self.span_of(number, value, &field.span)
             field.data = <const char *>&field.span
             return field.span.size_bytes
-        if not isinstance(value, int) or FACTS[field.kind].numpy_kind not in b"iu" or (
-            field.kind >= INT2_ARRAY
-        ):
+        if not isinstance(value, int) or field.kind >= INT2_ARRAY:
             raise TypeError(f"{self.name(number)}: can't hold {type(value).__name__}")
-        if field.kind == NUMERIC_U64:
-            if not 0 <= value < 2**64:
-                self.refuse(number, value)
-            field.number = <int64_t><uint64_t>value
-        else:
-            if not FACTS[field.kind].lowest <= value <= FACTS[field.kind].highest:
-                self.refuse(number, value)
-            field.number = value
+        if not FACTS[field.kind].lowest <= value <= FACTS[field.kind].highest:
+            self.refuse(number, value)
+        field.number = value
         field.data = <const char *>&field.number
         return FACTS[field.kind].payload_bytes
 
@@ -370,14 +351,10 @@ cdef inline char *put_cell(
 ) noexcept nogil:
     cdef int size_bytes = FACTS[field.kind].payload_bytes
     culprit[0] = cell
-    if field.kind <= FLOAT8:
-        return put_integer(out, size_bytes, cell)  # or the bits of a f64
-    if field.kind == FLOAT4:
-        return put_float4(out, cell)
+    if field.kind <= INT8:
+        return put_integer(out, size_bytes, cell)
     if field.kind == TIMESTAMPTZ_NS:
         return put_time(out, cell)
-    if field.kind == NUMERIC_U64:
-        return put_numeric(out, cell)
     if field.kind <= FLOAT8_ARRAY:
         return put_array(
             out,

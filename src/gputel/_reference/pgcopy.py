@@ -18,22 +18,15 @@ All in network byte order (PostgreSQL documentation, COPY, "Binary Format"). Pay
 values that become them:
 
     int2 int4 int8         two's complement                         int64[rows] or an int
-    float4                 IEEE 754                                 float32[rows]
-    float8                 IEEE 754                                 float64[rows]
     timestamptz_ns         i64, us since 2000-01-01 00:00 UTC       int64[rows], ns since the Unix
                                                                     epoch, floored; or an int
-    numeric_u64            ndigits i16, weight i16, sign i16 = 0,   uint64[rows] or an int
-                           dscale i16 = 0, then ndigits digits
-                           i16 of base 10,000, the first one worth
-                           10,000**weight; 0 has no digits
-                           (numeric_send in numeric.c)
     text bytea             the bytes, UTF-8 for text                list[str], list[bytes], or one
     int2[] int4[] float8[] ndim i32 = 1, has NULLs i32 = 0,         int64[rows, k], float64[rows, k]
                            element type's oid i32, k i32, first
                            index i32 = 1, then k elements, each a
                            length i32 and a payload; k = 0: ndim =
                            0 and neither k nor index (array_send
-                           in arrayfuncs.c)
+                           in arrayfuncs.c); float8 is IEEE 754
 
 An int, str or bytes, and for arrays one of k elements, stands in every row. The native twin
 is gputel._native.pgcopy.
@@ -59,9 +52,6 @@ FieldType = Literal[
     "int2",
     "int4",
     "int8",
-    "float4",
-    "float8",
-    "numeric_u64",
     "timestamptz_ns",
     "text",
     "bytea",
@@ -73,14 +63,11 @@ Values = npt.NDArray[Any] | list[str] | list[bytes] | int | str | bytes
 
 # Elements of arrays: oid and length (pg_type.dat).
 _ELEMENTS: Final = {"int2[]": ("int2", 21), "int4[]": ("int4", 23), "float8[]": ("float8", 701)}
-_FORMATS: Final = {"int2": ">h", "int4": ">i", "int8": ">q", "float4": ">f", "float8": ">d"}
+_FORMATS: Final = {"int2": ">h", "int4": ">i", "int8": ">q"}
 _DTYPES: Final = {
     "int2": "int64",
     "int4": "int64",
     "int8": "int64",
-    "float4": "float32",
-    "float8": "float64",
-    "numeric_u64": "uint64",
     "timestamptz_ns": "int64",
     "int2[]": "int64",
     "int4[]": "int64",
@@ -90,7 +77,6 @@ _INTEGERS: Final = {
     "int2": (-(2**15), 2**15 - 1),
     "int4": (-(2**31), 2**31 - 1),
     "int8": (-(2**63), 2**63 - 1),
-    "numeric_u64": (0, 2**64 - 1),
     "timestamptz_ns": (-(2**63), 2**63 - 1),
 }
 
@@ -203,7 +189,6 @@ def _listed(name: str, kind: FieldType, values: Values, rows: int) -> list[Any]:
             return [values] * rows
         if values.ndim != (2 if kind in _ELEMENTS else 1) or len(values) != rows:
             raise ValueError(f"{name}: values of shape {values.shape} for {rows} rows")
-        # Not `tolist`, which would lose the payload of a f32 NaN.
         return list(values)
     if isinstance(values, list) and kind in ("text", "bytea"):
         if len(values) != rows:
@@ -242,22 +227,9 @@ def _integer(name: str, kind: FieldType, value: int) -> bytes:
     lowest, highest = _INTEGERS[kind]
     if not lowest <= value <= highest:
         raise OverflowError(f"{name}: {value} is outside {lowest} to {highest}")
-    if kind == "numeric_u64":
-        return _numeric(value)
     if kind == "timestamptz_ns":
         return struct.pack(">q", value // 1000 - EPOCH_2000_US)
     return struct.pack(_FORMATS[kind], value)
-
-
-def _numeric(value: int) -> bytes:
-    digits: list[int] = []
-    while value:
-        value, digit = divmod(value, 10_000)
-        digits.insert(0, digit)
-    weight = max(len(digits) - 1, 0)
-    while digits and digits[-1] == 0:
-        digits.pop()
-    return struct.pack(f">hhhh{len(digits)}h", len(digits), weight, 0, 0, *digits)
 
 
 def _array(name: str, kind: FieldType, values: npt.NDArray[Any]) -> bytes:

@@ -7,16 +7,19 @@ could not be locked is tried again in the next round.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
 import numpy as np
+import numpy.typing as npt
 
 from gputel.catalog import METRIC_SETS
 from gputel.clock import SYSTEM_CLOCK, Clock
@@ -25,8 +28,9 @@ from gputel.store import fold, schema, seal
 from gputel.store.connection import translated
 from gputel.store.partitions import Partitions, drop_partition
 from gputel.store.rechunk import SMALL_SAMPLES, Pass
+from gputel.store.sealing import STEPS_AT_ONCE, Due, Sealed, Sealing, some_at_once
 from gputel.store.settings import StoreSettings
-from gputel.store.times import DAY_NS, HOUR_NS, to_datetime, to_ns
+from gputel.store.times import DAY_NS, HOUR_NS, MINUTE_NS, to_datetime, to_ns
 
 if TYPE_CHECKING:
     from gputel.observe import Telemetry
@@ -141,45 +145,59 @@ class Maintainer:
             session.terminate()
 
     async def round(self) -> None:
-        """Everything that is due now."""
+        """Everything that is due now; partitions are made meanwhile."""
         self._partitions.forget()
-        await self._make_ahead()
-        await self._seal()
-        await self._fold()
-        await self._merge()
-        await self._retain()
+        due = await self._due()
+        making = asyncio.create_task(self._partitions.ensure(self._needs(due)))
+        try:
+            # The sets' together: one after the other would leave a core idle at the end of each.
+            for hour in _by_hour(due) or [[]]:
+                sealing = Sealing(self._store, hour, making)
+                await sealing.steps()
+                rest = (*sealing.drops(), self._fold, self._merge, self._retain)
+                try:
+                    await some_at_once(STEPS_AT_ONCE, rest)
+                finally:
+                    self._count(sealing.sealed())
+        finally:
+            making.cancel()
         self.counts.rounds += 1
 
-    async def _make_ahead(self) -> None:
+    def _count(self, sealed: Sequence[Sealed]) -> None:
+        for done in sealed:
+            self.counts.sealed_rows += done.rows
+            self.counts.sealed_chunks += done.chunks
+            if done.dropped:
+                self.counts.sealed_partitions += 1
+            else:
+                self.counts.postponed += 1
+
+    def _needs(self, due: Sequence[Due]) -> Mapping[str, Sequence[npt.NDArray[np.int64]]]:
+        """Times in partitions that are needed soon, and into which `due` is sealed."""
         now_ns = self._clock.time_ns()
         hot = {schema.hot_table(metric_set) for metric_set in METRIC_SETS}
         needs = {}
-        for parent in (*hot, "sample_chunk", "rollup_1m", "rollup_1h", "process_sample"):
+        for parent in ("sample_chunk", "rollup_1m", *hot, "rollup_1h", "process_sample"):
             span_ns = self._partitions.span_ns(parent)
             needs[parent] = [now_ns + np.arange(AHEAD_SPANS, dtype=np.int64) * span_ns]
-        await self._partitions.ensure(needs)
+        for one in due:
+            minutes = np.arange(to_ns(one.lower), to_ns(one.upper), MINUTE_NS, dtype=np.int64)
+            needs["sample_chunk"].append(minutes)
+            needs["rollup_1m"].append(minutes)
+        return needs
 
-    async def _seal(self) -> None:
+    async def _due(self) -> list[Due]:
         """Hot partitions whose time has passed, and which have not just been made for old data."""
-        before = self._settled()
-        for metric_set in METRIC_SETS:
-            async with self._store.session() as session:
-                due = await session.fetch(
-                    "SELECT name, lower, upper FROM store_partition WHERE parent = $1 "
-                    "AND upper <= $2 AND created_at <= $2 ORDER BY lower",
-                    schema.hot_table(metric_set),
-                    before,
-                )
-            for name, lower, upper in due:
-                done = await seal.seal_partition(
-                    self._store, self._partitions, metric_set, name, lower, upper
-                )
-                self.counts.sealed_rows += done.rows
-                self.counts.sealed_chunks += done.chunks
-                if done.dropped:
-                    self.counts.sealed_partitions += 1
-                else:
-                    self.counts.postponed += 1
+        sets = {schema.hot_table(metric_set): metric_set for metric_set in METRIC_SETS}
+        async with self._store.session() as session:
+            due = await session.fetch(
+                "SELECT parent, name, lower, upper FROM store_partition WHERE upper <= $2 "
+                "AND created_at <= $2 AND parent = ANY($1) "
+                "ORDER BY upper, array_position($1, parent)",
+                list(sets),
+                self._settled(),
+            )
+        return [Due(sets[parent], name, lower, upper) for parent, name, lower, upper in due]
 
     def _settled(self) -> datetime:
         """What was measured before this has come, but for what is late."""
@@ -292,3 +310,8 @@ class Maintainer:
                 self.counts.deleted_rows += deleted
                 if deleted < DELETE_ROWS_A_STEP:
                     return
+
+
+def _by_hour(due: Sequence[Due]) -> list[list[Due]]:
+    """What ends together, and so is sealed together; the first one first."""
+    return [list(hour) for _, hour in groupby(due, key=lambda one: one.upper)]

@@ -1,19 +1,17 @@
-"""Sealing: a hot partition becomes chunks, minutes and hours, and is dropped when it is empty.
+"""Steps of sealing: the rows of a hot partition become chunks, minutes and hours.
 
 A step takes some GPUs: in one transaction it reads their rows, writes what they become, and
 deletes exactly the rows it read, which its snapshot guarantees. Nobody waits for a step. Readers
 find each row once, before as after; late rows that arrive meanwhile are taken by the next pass;
-what a killed step did is undone. Only the empty partition is locked, for a moment, to drop it.
+what a killed step did is undone. `gputel.store.sealing` takes the steps, several at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+import math
+from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -22,26 +20,24 @@ import numpy as np
 from gputel import wire
 from gputel.batch import Batch
 from gputel.catalog import MetricSet
-from gputel.errors import FrameTooLarge, RowCorrupt
-from gputel.store import chunks, citus, hot
+from gputel.errors import FrameTooLarge
+from gputel.kernels import hot_places
+from gputel.store import chunks, hot
 from gputel.store.chunks import Chunk
 from gputel.store.hot import Int64s, Rows
 from gputel.store.merge import I64_MIN
-from gputel.store.partitions import Partitions, drop_partition
-from gputel.store.times import DAY_NS, MINUTE_NS, to_datetime, to_ns
+from gputel.store.times import DAY_NS, to_datetime
 
 if TYPE_CHECKING:
-    from gputel.store.connection import Connection, Store
-
-log = logging.getLogger(__name__)
+    from gputel.store.connection import Connection
 
 #: Enough for the columns to compress well, few enough for a query of minutes to stay small.
 SAMPLES_A_CHUNK: Final = 4096
 #: A step takes as many GPUs as have about half of so many rows; of one that has more, a part.
 ROWS_A_STEP: Final = 65_536
 GPUS_A_STEP: Final = 1000
-#: PERF(seal): while one step is encoded, the server sends the rows of another.
-STEPS_AT_ONCE: Final = 2
+#: A row beside its cells: header, key, and its place in the page.
+_ROW_BYTES: Final = 24 + 8 + 4 * 8 + 4
 
 # PERF(seal): a step that a crash of the server undoes, as it would one that was under way, is taken
 # again: its rows are hot then, as they were, for the log has all of it or nothing. What drops the
@@ -73,80 +69,75 @@ SELECT s.gpu_id FROM gpu_seen s CROSS JOIN LATERAL (
 """
 
 
-@dataclass(slots=True)
-class Sealed:
-    """What one partition became. `dropped`: it is gone, nothing was left in it."""
+class Walk:
+    """From GPU to GPU through a partition; steps may be taken at once, each has GPUs of its own.
 
-    rows: int = 0
-    chunks: int = 0
-    dropped: bool = False
+    `partitions` makes those that chunks, minutes and hours go into, beside the first steps.
+    """
 
-
-async def seal_partition(
-    store: Store,
-    partitions: Partitions,
-    metric_set: MetricSet,
-    name: str,
-    lower: datetime,
-    upper: datetime,
-) -> Sealed:
-    """Seal the hot partition `name` of [lower, upper), as far as nobody is in the way."""
-    minutes = np.arange(to_ns(lower), to_ns(upper), MINUTE_NS, dtype=np.int64)
-    await partitions.ensure({"sample_chunk": [minutes], "rollup_1m": [minutes]})
-    walk = _Walk(metric_set, name)
-    try:
-        ended = await asyncio.gather(
-            *(walk.work(store) for _ in range(STEPS_AT_ONCE)), return_exceptions=True
-        )
-        for error in filter(None, ended):
-            raise error
-        async with store.session() as session:
-            walk.done.dropped = await drop_partition(session, name, only_empty=True)
-    except CONTENDED as error:
-        log.debug("sealing of %s is put off: %s", name, error)
-    except asyncpg.UniqueViolationError as error:
-        log.warning("%s holds rows that were sealed before, and is left: %s", name, error)
-    except RowCorrupt as error:
-        log.error("%s is left: %s", name, error)
-    except (asyncpg.UndefinedTableError, asyncpg.CheckViolationError) as error:
-        # Retention was faster.
-        log.info("%s is not sealed: %s", name, error)
-    return walk.done
-
-
-class _Walk:
-    """From GPU to GPU through a partition, several steps at once, each with GPUs of its own."""
-
-    def __init__(self, metric_set: MetricSet, name: str) -> None:
+    def __init__(
+        self,
+        metric_set: MetricSet,
+        name: str,
+        partitions: Awaitable[object],
+        *,
+        distributed: bool,
+    ) -> None:
+        self.name = name
+        self.rows = 0
+        self.chunks = 0
+        self.failures = 0
+        self.dropped = False
         self._metric_set = metric_set
-        self._name = name
-        self._distributed = False
+        self._partitions = partitions
+        self._distributed = distributed
         self._after = I64_MIN
-        self._gpus = 1  # of the next step
-        self._taking = asyncio.Lock()
-        self.done = Sealed()
+        self._rows_a_gpu = 0.0  # 0: not known yet
+        self._rows_left = 0.0  # as far as its size tells
 
-    async def work(self, store: Store) -> None:
-        """Step by step, until no GPU is left."""
-        async with store.session() as session:
-            self._distributed = await citus.installed(session)
-            while gpu_ids := await self._take(session):
-                if not await self._step(session, gpu_ids):
-                    self._gpus = max(1, self._gpus // 2)
-                    for gpu_id in gpu_ids:
-                        while await self._step_through(session, gpu_id):
-                            pass
-
-    async def _take(self, session: Connection) -> list[int]:
-        """The next GPUs, ascending."""
-        async with self._taking:
-            gpu_ids_after = _GPU_IDS_DISTRIBUTED if self._distributed else _GPU_IDS
-            found = await session.fetch(
-                gpu_ids_after.format(table=self._name), self._after, self._gpus
-            )
-            gpu_ids = [row[0] for row in found]
-            self._after = gpu_ids[-1] if gpu_ids else self._after
+    async def take(self, session: Connection) -> list[int]:
+        """The GPUs of the next step, ascending; none: that was all. One at a time may ask."""
+        if not self._rows_a_gpu:
+            await self._measure(session)
+        # Smaller ones at the end, so that those that are taken at once end together.
+        rows = min(ROWS_A_STEP / 2, max(ROWS_A_STEP / 8, self._rows_left / 2))
+        gpus = max(1, min(GPUS_A_STEP, int(rows / self._rows_a_gpu)))
+        gpu_ids = await self._gpu_ids_after(session, gpus)
+        self._rows_left -= len(gpu_ids) * self._rows_a_gpu
+        self._after = gpu_ids[-1] if gpu_ids else self._after
         return gpu_ids
+
+    async def _measure(self, session: Connection) -> None:
+        """How many rows has a GPU, and how many are there?"""
+        self._rows_a_gpu = float(ROWS_A_STEP)
+        for gpu_id in await self._gpu_ids_after(session, 1):
+            query = f"SELECT FROM {self.name} WHERE gpu_id = $1 LIMIT {ROWS_A_STEP}"
+            rows = await session.fetchval(f"SELECT count(*) FROM ({query}) AS r", gpu_id)
+            self._rows_a_gpu = float(max(1, rows))
+        if self._distributed:
+            self._rows_left = math.inf  # they are elsewhere
+            return
+        query = "SELECT pg_relation_size($1::text::regclass)"
+        size_bytes = await session.fetchval(query, self.name)
+        row_bytes = _ROW_BYTES + hot_places(self._metric_set.storages)[-1]
+        # None: another maintainer has dropped it since its GPUs were looked for.
+        self._rows_left = (size_bytes or 0) / row_bytes
+
+    async def step(self, session: Connection, gpu_ids: list[int]) -> None:
+        """Seal the rows of these GPUs.
+
+        CONTENDED and others of asyncpg's, RowCorrupt: nothing is done, or only some GPUs are.
+        """
+        if not await self._step(session, gpu_ids):
+            self._rows_a_gpu *= 2
+            for gpu_id in gpu_ids:
+                while await self._step_through(session, gpu_id):
+                    pass
+
+    async def _gpu_ids_after(self, session: Connection, count: int) -> list[int]:
+        query = _GPU_IDS_DISTRIBUTED if self._distributed else _GPU_IDS
+        found = await session.fetch(query.format(table=self.name), self._after, count)
+        return [row[0] for row in found]
 
     async def _step(self, session: Connection, gpu_ids: list[int]) -> bool:
         """Seal all rows of some GPUs; False, and nothing is done: there are too many."""
@@ -155,7 +146,7 @@ class _Walk:
             await session.execute(_UNHURRIED)
             gpu_id, rows = await hot.read_gpus(
                 session,
-                self._name,
+                self.name,
                 self._metric_set,
                 self._metric_set.metrics,
                 where,
@@ -165,13 +156,14 @@ class _Walk:
             if len(rows) == ROWS_A_STEP:
                 return False
             items = await asyncio.to_thread(_items, self._metric_set, gpu_id, rows)
-            await self._keep_newest(session, np.unique(gpu_id).tolist())
+            await self._keep_newest(session, sorted({one for one, _ in items}))
             # First what tells whether another process is at the same.
-            await session.execute(f"DELETE FROM {self._name} WHERE {where}", *between)
+            await session.execute(f"DELETE FROM {self.name} WHERE {where}", *between)
+            await self._partitions
             await chunks.write(session, items)
         self._count(rows, items)
         if len(rows):
-            self._gpus = max(1, min(GPUS_A_STEP, ROWS_A_STEP // 2 * len(gpu_ids) // len(rows)))
+            self._rows_a_gpu = len(rows) / len(gpu_ids)
         return True
 
     async def _step_through(self, session: Connection, gpu_id: int) -> bool:
@@ -180,7 +172,7 @@ class _Walk:
             await session.execute(_UNHURRIED)
             rows = await hot.read(
                 session,
-                self._name,
+                self.name,
                 self._metric_set,
                 self._metric_set.metrics,
                 "gpu_id = $1",
@@ -194,31 +186,34 @@ class _Walk:
             )
             await self._keep_newest(session, [gpu_id])
             await session.execute(
-                f"DELETE FROM {self._name} WHERE gpu_id = $1 "
+                f"DELETE FROM {self.name} WHERE gpu_id = $1 "
                 "AND (time, epoch, sequence) <= ($2, $3, $4)",
                 gpu_id,
                 to_datetime(int(rows.time_ns[-1])),
                 int(rows.epoch[-1]),
                 int(rows.sequence[-1]),
             )
+            await self._partitions
             await chunks.write(session, items)
         self._count(rows, items)
         return len(rows) == ROWS_A_STEP
 
     async def _keep_newest(self, session: Connection, gpu_ids: list[int]) -> None:
         await hot.keep_newest(
-            session, self._metric_set, self._name, gpu_ids, distributed=self._distributed
+            session, self._metric_set, self.name, gpu_ids, distributed=self._distributed
         )
 
     def _count(self, rows: Rows, items: list[tuple[int, Chunk]]) -> None:
-        self.done.rows += len(rows)
-        self.done.chunks += len(items)
+        self.rows += len(rows)
+        self.chunks += len(items)
 
 
 def _items(metric_set: MetricSet, gpu_id: Int64s, rows: Rows) -> list[tuple[int, Chunk]]:
     """The rows of some GPUs, in any order, as chunks."""
-    order = np.lexsort((rows.sequence, rows.epoch, rows.time_ns, gpu_id))
-    if (np.diff(order) != 1).any():
+    later, same = np.diff(gpu_id), np.diff(rows.time_ns) > 0
+    # PERF(items): nearly always they are in order.
+    if not ((later > 0) | ((later == 0) & same)).all():
+        order = np.lexsort((rows.sequence, rows.epoch, rows.time_ns, gpu_id))
         gpu_id, rows = gpu_id[order], rows.take(order)
     bounds = [0, *(np.flatnonzero(np.diff(gpu_id)) + 1).tolist(), len(gpu_id)]
     return [
