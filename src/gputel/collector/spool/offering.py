@@ -69,7 +69,7 @@ class Offering:
         self._refused = 0  # an epoch, and all before it
         self._offered = Position(0, 0, 0)
         self.held: deque[Entry] = deque()
-        self.sent: deque[Entry] = deque()  # without their payloads
+        self.sent: deque[Entry] = deque()  # with payloads where they are eventful
         self.epoch = 0  # of the publisher; 0 while there is none
         self.publisher: Publisher | None = None
         #: The last frame that is settled: acknowledged, or refused for good.
@@ -155,7 +155,8 @@ class Offering:
         assert self.publisher is not None
         if not self.publisher.offer(entry.sequence, entry.node, entry.payload):
             return False
-        self.sent.append(entry._replace(payload=b"", eventful=False))
+        # What a frame told must be told again if it is refused.
+        self.sent.append(entry if entry.eventful else entry._replace(payload=b""))
         self._reach(entry)
         return True
 
