@@ -19,6 +19,13 @@ from support.spooling import Feed, FencingBroker, kill, later, opened, until, xi
 FRAMES = 150  # 3 MB, of which 2 MB fit a publisher of 4 MiB
 
 
+def damage_the_middle(place: Path, size_bytes: int, file: int = 0) -> None:
+    path = sorted(place.glob("*/*.log"))[file]
+    with path.open("r+b") as opened_file:
+        opened_file.seek(path.stat().st_size // 2)
+        opened_file.write(bytes(size_bytes))
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
@@ -91,7 +98,7 @@ async def test_a_disk_that_can_not_be_read_at_the_start_is_waited_for(
     await second.close()
 
 
-async def test_a_file_that_can_never_be_read_does_not_stop_the_next_epoch(
+async def test_a_file_that_can_never_be_read_is_told_and_passed_over(
     tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = FencingBroker()
@@ -113,6 +120,9 @@ async def test_a_file_that_can_never_be_read_does_not_stop_the_next_epoch(
     await feed.frames(READS_TRIED_MAX)
     await feed.settled()
     assert broker.keys == [(second.ledger.epoch, s) for s in range(1, READS_TRIED_MAX + 1)]
+    await feed.frames(1)
+    await feed.settled()
+    assert [gap.code for gap in broker.told] == [200]
     await second.close()
 
 
@@ -145,3 +155,54 @@ async def test_what_a_refused_frame_told_is_told_again(tmp_path: Path, clock: Ma
     ]
     assert xids == [79, 79, 79]
     await third.close()
+
+
+async def test_a_hole_is_told_once_however_often_it_is_read(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    broker = FencingBroker()
+    broker.away = True
+    first = await opened(broker, tmp_path, clock)
+    await Feed(first, clock).frames(40)
+    await first.close()
+    damage_the_middle(tmp_path, 30_000)
+    for _ in range(3):
+        clock = later(clock)
+        outbox = await opened(broker, tmp_path, clock)
+        await Feed(outbox, clock).frames(1)
+        await until(lambda outbox=outbox: outbox.backlog.written)  # type: ignore[misc]
+        await until(lambda outbox=outbox: outbox.backlog._offering.sent)  # type: ignore[misc]
+        kill(outbox)
+    broker.away = False
+    last = await opened(broker, tmp_path, later(clock))
+    feed = Feed(last, clock)
+    for _ in range(2):
+        await feed.frames(1)
+        await feed.settled()
+    arrived = sum(1 for epoch, _ in broker.keys if epoch == first.ledger.epoch)
+    assert arrived in (37, 38)
+    assert sum(gap.code for gap in broker.told) == 10 * (40 - arrived)
+    await last.close()
+
+
+async def test_a_hole_is_told_even_if_all_that_was_left_of_its_epoch_is_given_up(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    broker = FencingBroker()
+    broker.away = True
+    first = await opened(broker, tmp_path, clock, bytes_max=8 * MIB)
+    await Feed(first, clock).frames(150)
+    await first.close()
+    damage_the_middle(tmp_path, 30_000, file=-2)
+    second = await opened(broker, tmp_path, later(clock), bytes_max=8 * MIB)
+    feed = Feed(second, clock)
+    await feed.frames(500)  # more than the spool holds
+    await until(lambda: second.backlog.written)
+    broker.come_back()
+    for _ in range(2):
+        await feed.frames(1)
+        await feed.settled()
+    assert first.ledger.epoch not in {epoch for epoch, _ in broker.keys[60:]}
+    frames = sum(1 for s in broker.stored if wire.decode_frame(s.payload).gpus)
+    assert sum(gap.code for gap in broker.told) == 1500 + feed.rows - 10 * frames
+    await second.close()
