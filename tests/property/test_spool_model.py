@@ -36,8 +36,11 @@ class Life:
         self.swept = 0
         #: Frames that were at the publisher at a death.
         self.in_flight: set[Key] = set()
-        #: Rows of the gaps that frames told, where a full spool had given up their files.
-        self.forgettable: dict[Key, int] = {}
+        #: Frames that tell of gaps and were in memory only at a death, because a full spool had
+        #: given up their files.
+        self.exposed: set[Key] = set()
+        #: Rows of the gaps that frames tell.
+        self.gap_rows: dict[Key, int] = {}
         self.outbox: LiveOutbox
         self.feed: Feed
         real = Disk.append
@@ -82,9 +85,9 @@ class Life:
             self.outbox.swept(self.feed.rows + unframed)
             kill(self.outbox)
         self.in_flight |= {entry.key for entry in self.outbox.backlog._offering.sent}
-        for key, rows in self.feed.gap_rows.items():
-            if covers(self.outbox.ledger.exposed, *key):
-                self.forgettable[key] = rows
+        self.gap_rows |= self.feed.gap_rows
+        exposed = self.outbox.ledger.exposed
+        self.exposed |= {key for key in self.gap_rows if covers(exposed, *key)}
         await self.begin()
 
     async def end(self) -> None:
@@ -132,7 +135,7 @@ def check(life: Life) -> None:
                 tellers[loss] = stored.epoch, stored.sequence
     twice = {key for key in keys if key in told}
     assert twice <= life.in_flight
-    forgotten = sum(rows for key, rows in life.forgettable.items() if key not in keys)
+    forgotten = sum(life.gap_rows[key] for key in life.exposed if key not in keys)
     accounted = 10 * (len(keys) - len(twice)) + sum(told.values())
     assert life.swept - forgotten <= accounted <= life.swept
 
