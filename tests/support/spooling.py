@@ -11,6 +11,7 @@ from gputel import wire
 from gputel.clock import NS_PER_S, ManualClock
 from gputel.collector.batcher import Draft
 from gputel.collector.outbox import LiveOutbox, open_live
+from gputel.collector.spool.entry import Key
 from gputel.collector.spool.place import SpoolPlace
 from gputel.errors import ProducerFenced
 from gputel.inventory import Event, EventKind
@@ -119,12 +120,13 @@ class FencingBroker:
     @property
     def told(self) -> list[Event]:
         """The GAP events in order."""
-        return [
-            event
-            for stored in self.stored
-            for event in wire.decode_frame(stored.payload).events
-            if event.kind is EventKind.GAP
-        ]
+        return [event for stored in self.stored for event in gaps_of(stored)]
+
+
+def gaps_of(stored: Stored) -> list[Event]:
+    """What a frame tells of losses."""
+    events = wire.decode_frame(stored.payload).events
+    return [event for event in events if event.kind is EventKind.GAP]
 
 
 class Feed:
@@ -135,6 +137,8 @@ class Feed:
         self.clock = clock
         self.size_bytes = size_bytes
         self.rows = 0
+        #: What the GAP events of a frame say.
+        self.gap_rows: dict[Key, int] = {}
 
     async def frames(
         self, count: int, events: tuple[Event, ...] = (), *, paced: bool = True
@@ -150,6 +154,10 @@ class Feed:
             gpus = (wire.GpuChunks("GPU-1", (chunk,)),)
             self.rows += 10
             self.outbox.swept(self.rows)
+            ledger = self.outbox.ledger
+            gap_rows = sum(event.code for event in owed if event.kind is EventKind.GAP)
+            if gap_rows:
+                self.gap_rows[ledger.epoch, ledger.assigned + 1] = gap_rows
             await self.outbox.send(Draft("n", gpus, (), owed + events, 10), now_ns)
             self.clock.advance(0.1)
             await asyncio.sleep(0)

@@ -253,7 +253,8 @@ def _open_spool(place: SpoolPlace, producer: str, now_ns: int) -> _Opened:
         for loss in losses:
             log.warning("the last collector: %s", loss.event(now_ns).message)
         given_up = (*before.dropped, *before.exposed)
-        ledger = Ledger(epoch, given_up, losses, before.done, before.next_starts())
+        starts, ends = before.next_starts(), before.next_ends(newest)
+        ledger = Ledger(epoch, given_up, losses, before.done, starts, ends)
         watermark.begin(ledger.progress())
         ledger.keep(watermark.save)
     return _Opened(

@@ -139,10 +139,15 @@ class Backlog:
     async def start(self) -> None:
         """Begin with what a predecessor left."""
         offering = self._offering
-        if self._unread:
-            await self._read()
-        first = offering.held[0].epoch if offering.held else self._ledger.epoch
-        await offering.switch(first)
+        # What it was acknowledged or had given up may lie in front of what it was not.
+        while self._unread and not offering.held and await self._read():
+            pass
+        if offering.held:
+            await offering.switch(offering.held[0].epoch)
+        elif not self._unread:
+            await offering.switch(self._ledger.epoch)
+        # Else the disk can't be read for now: the broker must not know our epoch yet, it
+        # would refuse those that lie there.
         self._task = asyncio.create_task(self._run(), name="backlog")
 
     def put(self, entry: Entry) -> None:

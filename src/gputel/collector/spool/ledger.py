@@ -6,6 +6,7 @@ disk or acknowledged. So a loss is told once, whenever the process dies.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
@@ -14,6 +15,8 @@ import msgspec
 
 from gputel.collector.spool.entry import Entry, Key
 from gputel.inventory import Event, EventKind
+
+log = logging.getLogger(__name__)
 
 RANGES_MAX: Final = 32
 REASON_CHARS_MAX: Final = 160
@@ -77,15 +80,20 @@ class Range(msgspec.Struct, frozen=True, array_like=True):
     rows: int
     rows_through: int
 
+    def lost(self, reason: str) -> Loss:
+        return Loss(self.epoch, self.first, self.last, self.rows, reason)
+
 
 class Progress(msgspec.Struct, frozen=True):
     """The ledger's numbers, as the watermark keeps them.
 
-    dropped   frames given up, of this epoch or of older ones in the spool
+    dropped   frames given up or found missing, of this epoch or of older ones in the spool
     exposed   frames that are on no disk any more, and not acknowledged: a full spool gave up
               the file after they had been read or offered
     done      the last acknowledged frame of whichever epoch
-    starts    where the frames of older epochs in the spool should begin, until they are reached
+    starts    where the frames of older epochs in the spool should begin, until a newer one is
+              reached
+    ends      where they should end, until then or until that frame is acknowledged
     """
 
     epoch: int
@@ -100,14 +108,22 @@ class Progress(msgspec.Struct, frozen=True):
     carrier: int = 0
     done: Position = Position(0, 0, 0)
     starts: tuple[Position, ...] = ()
+    ends: tuple[Position, ...] = ()
 
     def next_starts(self) -> tuple[Position, ...]:
         """`starts` for a successor."""
         own = Position(self.epoch, self.acked, self.acked_rows)
         return (*self.starts, own)[-RANGES_MAX:]
 
+    def next_ends(self, newest: Entry | None) -> tuple[Position, ...]:
+        """`ends` for a successor that finds `newest` as the last frame in the spool."""
+        if newest is None or newest.epoch < self.epoch:
+            return self.ends
+        own = Position(newest.epoch, newest.sequence, newest.rows_through)
+        return (*self.ends, own)[-RANGES_MAX:]
 
-def holes(start: Position, dropped: Iterable[Range], end: Position) -> Iterator[Loss]:
+
+def holes(start: Position, dropped: Iterable[Range], end: Position) -> Iterator[Range]:
     """What is missing between two positions of an epoch, beside what is known as dropped."""
     for gone in sorted(dropped, key=lambda gone: gone.first):
         if gone.epoch != start.epoch or gone.last <= start.sequence:
@@ -120,10 +136,10 @@ def holes(start: Position, dropped: Iterable[Range], end: Position) -> Iterator[
     yield from _hole(start, end)
 
 
-def _hole(start: Position, end: Position) -> Iterator[Loss]:
+def _hole(start: Position, end: Position) -> Iterator[Range]:
     if end.sequence > start.sequence:
         rows = max(0, end.rows_through - start.rows_through)
-        yield Loss(start.epoch, start.sequence + 1, end.sequence, rows, "damaged")
+        yield Range(start.epoch, start.sequence + 1, end.sequence, rows, end.rows_through)
 
 
 def after_death(
@@ -144,9 +160,8 @@ def after_death(
     losses = list(left.owed)
     if (left.epoch, left.carrier) not in recent:
         losses += left.carried  # dead before it was known to be on disk
-    losses += [Loss(r.epoch, r.first, r.last, r.rows, "killed") for r in left.exposed]
     told = (*left.dropped, *left.exposed)
-    losses += [msgspec.structs.replace(hole, reason="killed") for hole in holes(start, told, end)]
+    losses += [r.lost("killed") for r in (*left.exposed, *holes(start, told, end))]
     unframed_rows = swept_rows - max(left.assigned_rows, start.rows_through)
     if unframed_rows > 0:
         losses.append(Loss(left.epoch, 0, 0, unframed_rows, "killed"))
@@ -159,7 +174,7 @@ class Ledger:
     dropped   what a predecessor dropped of frames that may still lie in the spool
     losses    what it lost and nobody has told yet
     done      the last frame that was acknowledged to it
-    starts    see `Progress`
+    starts    see `Progress`, as for `ends`
     """
 
     def __init__(
@@ -169,9 +184,11 @@ class Ledger:
         losses: Sequence[Loss] = (),
         done: Position = Position(0, 0, 0),  # noqa: B008 - immutable
         starts: Sequence[Position] = (),
+        ends: Sequence[Position] = (),
     ) -> None:
         self.epoch = epoch
         self._starts = list(starts)
+        self.ends = list(ends)
         self._done = done
         self._save: Callable[[Progress], None] = lambda _: None
         self.assigned = 0
@@ -225,20 +242,28 @@ class Ledger:
             self.acked, self.acked_rows = sequence, rows_through
             if sequence >= self._carrier:
                 self._carried.clear()
-        for ranges in (self.dropped, self.exposed):
-            while ranges and (ranges[0].epoch, ranges[0].last) <= done:
-                del ranges[0]
+        self.ends = [end for end in self.ends if end[:2] > done]
+        # Not in order: memory may give up a frame before a hole in front of it is read.
+        self.dropped = [gone for gone in self.dropped if (gone.epoch, gone.last) > done]
+        while self.exposed and (self.exposed[0].epoch, self.exposed[0].last) <= done:
+            del self.exposed[0]
         if self.exposed and (self.exposed[0].epoch, self.exposed[0].first) <= done:
             cut = self.exposed[0]
             rows = cut.rows_through - rows_through
             self.exposed[0] = Range(epoch, sequence + 1, cut.last, rows, cut.rows_through)
         self.save()
 
-    def enter(self, epoch: int) -> Position | None:
-        """Frames of `epoch` are reached; where they should begin, None if nobody knows."""
-        found = [start for start in self._starts if start.epoch == epoch]
-        self._starts = [start for start in self._starts if start.epoch > epoch]
-        return found[0] if found else None
+    def start_of(self, epoch: int) -> Position | None:
+        """Where the frames of `epoch` should begin, None if nobody knows."""
+        if epoch == self.epoch:
+            return Position(epoch, 0, 0)
+        found = [at for at in (*self._starts, self._done) if at.epoch == epoch]
+        return max(found, default=None)
+
+    def enter(self, epoch: int) -> None:
+        """Frames of `epoch` are reached, and none of an older one can follow."""
+        self._starts = [start for start in self._starts if start.epoch >= epoch]
+        self.ends = [end for end in self.ends if end.epoch >= epoch]
 
     def expose(self, entry: Entry) -> None:
         """A frame that is not acknowledged is in memory only; the caller saves."""
@@ -253,7 +278,14 @@ class Ledger:
             self._carried.clear()  # it is among `events`
         for event in events:
             self._tell_again(event)
-        self.lose(Loss(gone.epoch, gone.first, gone.last, gone.rows, reason))
+        self.lose(gone.lost(reason))
+
+    def miss(self, hole: Range) -> None:
+        """Frames are missing in the spool; known to whoever reads their neighbours once more."""
+        loss = hole.lost("damaged")
+        log.warning("%s", loss.event(0).message)
+        _append(self.dropped, hole)
+        self.lose(loss)
 
     def lose(self, loss: Loss) -> None:
         """Count a loss, and owe it."""
@@ -281,6 +313,7 @@ class Ledger:
             self._carrier if self._carried else 0,
             self._done,
             tuple(self._starts),
+            tuple(self.ends),
         )
 
     def _owe(self, loss: Loss) -> None:

@@ -6,7 +6,8 @@
 
 Frames of older epochs go first, each epoch with a publisher of its own, because the broker
 refuses an epoch once it knows a newer one. Every frame that is offered is compared with the
-one before: what is missing in between, and was not given up on purpose, is a loss.
+one before, and the last of an older epoch with where that one ended: what is missing in
+between, and was not given up on purpose, is a loss.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Offering:
         self._refused = 0  # an epoch, and all before it
         self._offered = Position(0, 0, 0)
         self.held: deque[Entry] = deque()
-        self.sent: deque[Entry] = deque()  # without their payloads
+        self.sent: deque[Entry] = deque()  # with payloads where they are eventful
         self.epoch = 0  # of the publisher; 0 while there is none
         self.publisher: Publisher | None = None
         #: The last frame that is settled: acknowledged, or refused for good.
@@ -99,6 +100,7 @@ class Offering:
             self.epoch = 0
             await self.publisher.close()
         if epoch == self._ledger.epoch:
+            self._enter(epoch)
             self._left_frames = 0  # a count by offsets, which damage may have put wrong
         self.publisher = await self._open_publisher(epoch, self._bytes_max, self._on_change)
         self.epoch = epoch
@@ -155,7 +157,8 @@ class Offering:
         assert self.publisher is not None
         if not self.publisher.offer(entry.sequence, entry.node, entry.payload):
             return False
-        self.sent.append(entry._replace(payload=b"", eventful=False))
+        # What a frame told must be told again if it is refused.
+        self.sent.append(entry if entry.eventful else entry._replace(payload=b""))
         self._reach(entry)
         return True
 
@@ -179,18 +182,29 @@ class Offering:
 
     def _reach(self, entry: Entry) -> None:
         """Move on to `entry`, and notice what is missing in front of it."""
-        start = self._offered
+        if self._offered.epoch != entry.epoch:
+            self._enter(entry.epoch)
         before = Position(entry.epoch, entry.sequence - 1, entry.rows_through - entry.rows)
-        if start.epoch != entry.epoch:
-            start = self._ledger.enter(entry.epoch) or before
-            if entry.epoch == self._ledger.epoch:
-                start = Position(entry.epoch, 0, 0)
-        if before.sequence > start.sequence:
-            for hole in holes(start, self._ledger.dropped, before):
-                self._count_left(hole.epoch, hole.frames)
-                log.warning("%s", hole.event(0).message)
-                self._ledger.lose(hole)
+        self._compare(before)
         self._offered = Position(entry.epoch, entry.sequence, entry.rows_through)
+
+    def _enter(self, epoch: int) -> None:
+        """Leave all older epochs, and notice what is missing at their ends."""
+        for end in self._ledger.ends:
+            if end.epoch < epoch:
+                self._compare(end)
+        self._ledger.enter(epoch)
+
+    def _compare(self, end: Position) -> None:
+        """Notice what is missing between the last offered frame of this epoch and `end`."""
+        start: Position | None = self._offered
+        if self._offered.epoch != end.epoch:
+            start = self._ledger.start_of(end.epoch)
+        if start is None or start.sequence >= end.sequence:
+            return
+        for hole in list(holes(start, self._ledger.dropped, end)):
+            self._count_left(hole.epoch, hole.last - hole.first + 1)
+            self._ledger.miss(hole)
 
     async def _refuse(self) -> None:
         """The broker knows a newer epoch already: what is left of this one can't be told it."""
