@@ -21,7 +21,7 @@ from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.cursor import Cursor
 from gputel.broker.engine import Chunk, PartitionLog, Record
 from gputel.broker.groups import Group, Member
-from gputel.broker.pace import Pace
+from gputel.broker.pace import DELIVERIES, Pace
 from gputel.broker.read_ahead import ReadAhead, Room
 from gputel.broker.statuses import Context, LeaseLost
 from gputel.clock import Clock
@@ -51,7 +51,7 @@ class ConsumeStream:
         self._group = group
         self._logs = logs
         self._ahead = ReadAhead(logs, room)
-        self._pace = Pace()
+        self._pace = Pace(DELIVERIES)
         self._clock = clock
         self._wake = asyncio.Event()
         # One object: the partitions' watchers are told apart by it.

@@ -2,6 +2,11 @@
 
 A request or response costs as much as copying some hundred KiB: where each message goes alone, half
 of what a broker can do keeps it busy, and messages queue. The first after a pause goes at once.
+
+    producer --- 3 ms ---> broker --- 1 ms ---> consumer
+                 <-- acks, 3 ms ---
+
+What a consumer gets has waited already, in its producer's request; it shares with what others sent.
 """
 
 from __future__ import annotations
@@ -9,22 +14,24 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-PACE_S: Final = 0.002
+PACE_S: Final = 0.003
+DELIVERIES: Final = 1 / 3  # of PACE_S
 
 
 class Pace:
-    """When a stream may write again."""
+    """When a stream may write again: `part` of PACE_S after it did."""
 
-    def __init__(self) -> None:
+    def __init__(self, part: float = 1.0) -> None:
+        self._part = part
         self._next_s = 0.0  # of the event loop's time
         self._waiter: asyncio.Future[None] | None = None
 
     def wrote(self) -> None:
         """Something was written."""
-        self._next_s = asyncio.get_running_loop().time() + PACE_S
+        self._next_s = asyncio.get_running_loop().time() + PACE_S * self._part
 
     async def wait(self) -> None:
-        """Return once PACE_S has passed since something was written, or at `hurry`."""
+        """Return once that has passed since something was written, or at `hurry`."""
         loop = asyncio.get_running_loop()
         pause_s = self._next_s - loop.time()
         if pause_s <= 0:
