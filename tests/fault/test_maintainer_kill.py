@@ -15,7 +15,7 @@ import pytest
 
 from gputel.catalog import METRIC_SETS
 from gputel.clock import SYSTEM_CLOCK
-from gputel.store import Store, schema
+from gputel.store import Store, frozen, schema
 from gputel.store.settings import DatabaseSettings
 from support.maintaining import Plan
 from support.pipeline import environment
@@ -81,7 +81,8 @@ async def test_maintainers_killed_at_any_statement(
     settings, time_ns = msgspec.to_builtins(database), SYSTEM_CLOCK.time_ns() + HOUR_NS
 
     def plan(statement: int) -> Plan:
-        return Plan(settings, time_ns, chance.randrange(2**32), statement)
+        rows_max = chance.choice((0, frozen.ROWS_MAX))
+        return Plan(settings, time_ns, chance.randrange(2**32), statement, rows_max)
 
     await commit(store, mixed(producer))
     killed = 0

@@ -17,7 +17,7 @@ import pytest
 from gputel import store as store_package
 from gputel.catalog import METRIC_SETS, SET_BY_CADENCE, Cadence
 from gputel.clock import SYSTEM_CLOCK, ManualClock
-from gputel.store import Store, schema
+from gputel.store import Store, frozen, schema
 from gputel.store.embedded import EmbeddedPostgres
 from gputel.store.maintain import Maintainer
 from gputel.store.partitions import Partitions
@@ -60,16 +60,19 @@ async def killed(server: EmbeddedPostgres) -> None:
 async def steps(store: Store, maintainer: Maintainer) -> None:
     """The steps of a round, and nothing else."""
     due = await maintainer._due()
-    needs = maintainer._needs(due)
-    making = asyncio.create_task(Partitions(store, StoreSettings()).ensure(needs))
-    await Sealing(store, due, making).steps()
+    await Partitions(store, StoreSettings()).ensure(maintainer._needs_of(due))
+    await Sealing(store, due, asyncio.create_task(asyncio.sleep(0))).steps()
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("rows_max", [frozen.ROWS_MAX, 0], ids=["whole", "steps"])
 async def test_a_step_that_a_crash_undoes_is_taken_again(
     server: EmbeddedPostgres,
     make_producer: Callable[..., Producer],
+    monkeypatch: pytest.MonkeyPatch,
+    rows_max: int,
 ) -> None:
+    monkeypatch.setattr(frozen, "ROWS_MAX", rows_max)
     producer = make_producer(gpus=3)
     fast = schema.hot_table(SET_BY_CADENCE[Cadence.FAST])
 

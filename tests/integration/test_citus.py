@@ -17,14 +17,16 @@ import msgspec
 import pytest
 
 from gputel import store as store_package
-from gputel.catalog import BY_NAME, METRIC_SETS, Cadence
+from gputel.catalog import BY_NAME, METRIC_SETS, SET_BY_CADENCE, Cadence
 from gputel.clock import SYSTEM_CLOCK, ManualClock
 from gputel.errors import DatabaseUnavailable
 from gputel.inventory import Event, EventKind
 from gputel.store import Store, citus, partitions, schema
 from gputel.store.claim import ClaimLost, Claims
 from gputel.store.frames import Message
+from gputel.store.frozen import FrozenWalk
 from gputel.store.ingest import Ingest
+from gputel.store.late import frozen_ranges
 from gputel.store.maintain import Maintainer
 from gputel.store.partitions import drop_partition
 from gputel.store.query import Query
@@ -171,6 +173,15 @@ async def test_what_was_stored_before_is_distributed(
     await store_all(plain, messages[:30])
     await Maintainer(plain, SETTINGS, ManualClock(SYSTEM_CLOCK.time_ns() + 3600 * S)).round()
     await store_all(plain, messages[:35])
+    # A maintainer that was killed left one frozen.
+    async with plain.session() as session:
+        hot = schema.hot_table(SET_BY_CADENCE[Cadence.FAST])
+        name = await session.fetchval(f"SELECT tableoid::regclass::text FROM {hot} LIMIT 1")
+    walk = await FrozenWalk.open(plain, SET_BY_CADENCE[Cadence.FAST], name)
+    assert walk is not None
+    await walk.close()
+    async with plain.session() as session:
+        assert await frozen_ranges(session)
     await cluster.extend(bare.dbname)
     # A sink that was connected before goes on, during and after.
     await asyncio.gather(plain.migrate(StoreSettings()), store_all(plain, messages[:38]))

@@ -11,7 +11,7 @@ import pytest
 from gputel.catalog import METRIC_SETS, SET_BY_CADENCE, Cadence
 from gputel.clock import SYSTEM_CLOCK, ManualClock
 from gputel.errors import DatabaseUnavailable
-from gputel.store import Store, hot, partitions, schema, seal, sealing
+from gputel.store import Store, frozen, hot, late, partitions, schema, seal, sealing
 from gputel.store.maintain import Maintainer
 from support.tiers import HOUR_NS, SETTINGS, START_NS, S, commit, count, hours, points
 
@@ -145,22 +145,25 @@ async def test_steps_begin_with_what_makes_up_one_and_end_with_less(
     await points(store, producer)
 
 
-async def test_steps_wait_for_the_partitions_they_write_into(
-    store: Store, make_producer: Callable[..., Producer]
+async def test_nothing_is_sealed_before_the_partitions_it_goes_into_are_made(
+    store: Store, make_producer: Callable[..., Producer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     producer = make_producer(gpus=2)
     await commit(store, [producer.publish([START_NS + i * 20 * S]) for i in range(ROWS)])
     fast = schema.hot_table(SET_BY_CADENCE[Cadence.FAST])
     maintainer = Maintainer(store, SETTINGS, ManualClock(SYSTEM_CLOCK.time_ns() + HOUR_NS))
+    make = partitions.Partitions._make
 
-    async def refused() -> int:
+    async def refused(self: Any, wanted: Any) -> int:
         raise DatabaseUnavailable("no partition was made")
 
-    one = sealing.Sealing(store, await maintainer._due(), asyncio.create_task(refused()))
+    monkeypatch.setattr(partitions.Partitions, "_make", refused)
     with pytest.raises(DatabaseUnavailable, match="no partition was made"):
-        await one.steps()
+        await maintainer.round()
+    monkeypatch.setattr(partitions.Partitions, "_make", make)
+    async with store.session() as session:
+        assert not await late.frozen_ranges(session)
     assert await count(store, fast) == 2 * ROWS
-    assert await count(store, "sample_chunk") == 0
     await points(store, producer)
     await maintainer.round()
     assert await count(store, fast) == 0
@@ -171,6 +174,7 @@ async def test_steps_wait_for_the_partitions_they_write_into(
 async def test_a_look_that_took_too_long_is_tried_again_in_the_same_round(
     store: Store, make_producer: Callable[..., Producer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(frozen, "ROWS_MAX", 0)  # by steps that delete
     producer = make_producer(gpus=1)
     await commit(store, [producer.publish([START_NS])])
     maintainer = Maintainer(store, SETTINGS, ManualClock(SYSTEM_CLOCK.time_ns() + HOUR_NS))

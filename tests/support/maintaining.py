@@ -24,7 +24,7 @@ import msgspec
 
 from gputel import store as store_package
 from gputel.clock import ManualClock
-from gputel.store import rechunk, seal
+from gputel.store import frozen, rechunk, seal
 from gputel.store.maintain import Maintainer
 from gputel.store.settings import DatabaseSettings
 from support.tiers import SETTINGS, settle
@@ -36,12 +36,16 @@ STATEMENTS = ("execute", "fetch", "fetchrow", "fetchval", "copy_to_table", "copy
 
 @dataclass(frozen=True)
 class Plan:
-    """What one process does. `statement`: at which it dies; 0: at none."""
+    """What one process does. `statement`: at which it dies; 0: at none.
+
+    `frozen_rows_max`: of partitions that are frozen; 0: all are sealed by steps that delete.
+    """
 
     database: dict[str, Any]
     time_ns: int
     seed: int
     statement: int = 0
+    frozen_rows_max: int = frozen.ROWS_MAX
 
     def line(self) -> str:
         """For standard input."""
@@ -93,6 +97,7 @@ async def maintain(plan: Plan) -> None:
 def run(plan: Plan) -> None:
     """As a process of its own, which does not return."""
     seal.ROWS_A_STEP = ROWS_A_STEP  # type: ignore[misc]
+    frozen.ROWS_MAX = plan.frozen_rows_max  # type: ignore[misc]
     rechunk.CHUNKS_A_STEP = CHUNKS_A_STEP  # type: ignore[misc]
     if plan.statement:
         die_at(plan.statement, plan.seed)

@@ -132,7 +132,8 @@ async def seal(store: Store) -> None:
             due = [Due(sets[parent], *rest) for parent, *rest in found]
             days = [np.array([to_ns(one.lower), to_ns(one.upper) - 1]) for one in due]
             needs = {"sample_chunk": days, "rollup_1m": days}
-            sealing = Sealing(store, due, asyncio.create_task(partitions.ensure(needs)))
+            await partitions.ensure(needs)
+            sealing = Sealing(store, due, asyncio.create_task(asyncio.sleep(0)))
             await sealing.steps()
             for drop in sealing.drops():
                 await drop()

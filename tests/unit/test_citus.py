@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -58,10 +59,14 @@ class Catalog:
 
 
 async def distribute(catalog: Any) -> None:
-    async def make_functions() -> None:
-        await catalog.execute("CREATE OR REPLACE FUNCTION")
-
-    await citus.distribute(catalog, ("gpu", "metric"), ("gpu_seen", "event"), make_functions, 1.0)
+    await citus.distribute(
+        catalog,
+        ("gpu", "metric"),
+        ("gpu_seen", "event"),
+        partial(catalog.execute, "THAW"),
+        partial(catalog.execute, "CREATE OR REPLACE FUNCTION"),
+        1.0,
+    )
 
 
 async def test_plain_postgresql_is_left_alone() -> None:
@@ -79,6 +84,7 @@ async def test_all_tables_are_handed_over_in_one_transaction() -> None:
     assert catalog.executed[begin + 1 : end] == [
         "SET LOCAL citus.multi_shard_modify_mode = 'sequential'",
         "SET LOCAL client_min_messages = warning",
+        "THAW",
         "SELECT create_reference_table('gpu')",
         "SELECT create_reference_table('metric')",
         "SELECT create_distributed_table('gpu_seen', 'gpu_id', colocate_with => 'none')",

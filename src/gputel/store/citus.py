@@ -108,12 +108,14 @@ async def distribute(
     connection: Connection,
     reference: Sequence[str],
     distributed: Sequence[str],
+    thaw: Callable[[], Awaitable[None]],
     make_functions: Callable[[], Awaitable[None]],
     timeout_s: float,
 ) -> None:
     """Hand the tables to the workers, those that are not there yet, with the rows they have.
 
     All at once or none; whoever uses the tables waits. Without the extension nothing is done.
+    `thaw`: lets frozen partitions take rows, for they are copied to the workers.
     `make_functions`: makes ours anew, for Citus hands on those that are made while it is there, and
     of those before only what a view names, not what that calls in turn.
     """
@@ -134,6 +136,7 @@ async def distribute(
             # One connection a node, as a table that was just made needs.
             await connection.execute("SET LOCAL citus.multi_shard_modify_mode = 'sequential'")
             await connection.execute("SET LOCAL client_min_messages = warning")
+            await thaw()
             for statement in todo:
                 await connection.execute(statement, timeout=timeout_s)
         log.info(

@@ -18,7 +18,7 @@ import numpy as np
 from gputel.catalog import MetricSet
 from gputel.clock import SYSTEM_CLOCK, Clock
 from gputel.limits import FRAME_CELLS_MAX, MIB
-from gputel.store import chunks, frames, hot, processes
+from gputel.store import chunks, frames, hot, late, processes
 from gputel.store.chunks import Chunk
 from gputel.store.claim import Claim, ClaimLost
 from gputel.store.frames import Content, Message, Poison
@@ -85,6 +85,7 @@ class Ingest:
         self._store = store
         self._clock = clock
         self._partitions = Partitions(store, settings)
+        self._frozen = late.FrozenRanges(store, clock)
         self._ids = GpuIds()
 
     async def commit(
@@ -149,6 +150,8 @@ class Ingest:
                         return _reason(error)
                     raise self._store.unavailable(error) from error  # no fault of the data's
             except _TRANSIENT as error:
+                if late.is_refusal(error):
+                    await self._frozen.look()
                 if attempt == ATTEMPTS_MAX:
                     raise self._store.unavailable(error) from error
             except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
@@ -165,7 +168,9 @@ class Ingest:
         self, claim: Claim, items: Sequence[Content | Poison], *, skip_present: bool
     ) -> Committed:
         contents = [item for item in items if isinstance(item, Content)]
+        ranges = self._frozen.known()
         await self._partitions.ensure(frames.needed_partitions(contents))
+        await self._partitions.ensure(late.needed_partitions(ranges))
         async with self._store.session() as session:
             async with session.transaction():
                 await _advance(session, claim, items[-1].message.offset + 1)
@@ -175,7 +180,9 @@ class Ingest:
                 contents = [item for item in fresh if isinstance(item, Content)]
                 gpus = await self._ids.write(session, *frames.sightings(contents))
                 ids = gpus.ids
-                done = await _write_samples(session, contents, ids, skip_present=skip_present)
+                done = await _write_samples(
+                    session, contents, ids, ranges, skip_present=skip_present
+                )
                 await _write_events(session, contents, ids)
                 done.processes = await _write_processes(session, contents, ids)
                 poison = [item for item in fresh if isinstance(item, Poison)]
@@ -283,10 +290,11 @@ async def _write_samples(
     session: Connection,
     contents: Sequence[Content],
     ids: Mapping[Identity, int],
+    ranges: late.Ranges,
     *,
     skip_present: bool,
 ) -> Committed:
-    """One COPY a table."""
+    """One COPY a table. Hot rows in `ranges` become chunks."""
     done = Committed()
     blocks: dict[MetricSet, list[hot.Piece]] = {}
     kept: list[tuple[int, Chunk]] = []
@@ -297,6 +305,9 @@ async def _write_samples(
             blocks.setdefault(block.metric_set, []).append(piece)
         kept += [(ids[identity], chunk) for identity, chunk, _ in content.chunks]
     for metric_set, pieces in blocks.items():
+        if ranges:
+            pieces, others = late.divide(metric_set, pieces, ranges)
+            kept += others
         offered = sum(len(piece.rows.time_ns) for piece in pieces)
         new = await hot.write(session, metric_set, pieces, skip_present=skip_present)
         done.rows += new

@@ -28,7 +28,7 @@ from gputel.store import fold, schema, seal
 from gputel.store.connection import translated
 from gputel.store.partitions import Partitions, drop_partition
 from gputel.store.rechunk import SMALL_SAMPLES, Pass
-from gputel.store.sealing import STEPS_AT_ONCE, Due, Sealed, Sealing, some_at_once
+from gputel.store.sealing import Due, Sealed, Sealing, some_at_once
 from gputel.store.settings import StoreSettings
 from gputel.store.times import DAY_NS, HOUR_NS, MINUTE_NS, to_datetime, to_ns
 
@@ -46,7 +46,8 @@ MERGES_A_ROUND: Final = 256
 #: How often a partition is searched for small chunks, while its day lasts and afterwards.
 MERGE_PERIOD: Final = timedelta(hours=1)
 MERGE_PERIOD_ENDED: Final = timedelta(days=1)
-
+#: Of what comes behind the steps of sealing: each leaves a core idle at times.
+REST_AT_ONCE: Final = 2
 
 #: Of each count the name of its metric and what that says.
 _METRICS: Final = {
@@ -145,22 +146,29 @@ class Maintainer:
             session.terminate()
 
     async def round(self) -> None:
-        """Everything that is due now; partitions are made meanwhile."""
+        """Everything that is due now; partitions of the time ahead are made meanwhile."""
         self._partitions.forget()
         due = await self._due()
-        making = asyncio.create_task(self._partitions.ensure(self._needs(due)))
+        # First of all: what is frozen must have a place for what comes late.
+        await self._partitions.ensure(self._needs_of(due))
+        ahead = asyncio.create_task(self._partitions.ensure(self._needs_ahead()))
         try:
+            if self._store.cluster:
+                # What is made there locks shards, on which a step's transaction may have a hold.
+                await ahead
             # The sets' together: one after the other would leave a core idle at the end of each.
             for hour in _by_hour(due) or [[]]:
-                sealing = Sealing(self._store, hour, making)
-                await sealing.steps()
-                rest = (*sealing.drops(), self._fold, self._merge, self._retain)
+                sealing = Sealing(self._store, hour, ahead)
                 try:
-                    await some_at_once(STEPS_AT_ONCE, rest)
+                    await sealing.steps()
+                    rest = (*sealing.drops(), self._fold, self._merge, self._retain)
+                    # Citus locks a table's shards in no order that two at once could keep to.
+                    await some_at_once(1 if self._store.cluster else REST_AT_ONCE, rest)
                 finally:
                     self._count(sealing.sealed())
         finally:
-            making.cancel()
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
         self.counts.rounds += 1
 
     def _count(self, sealed: Sequence[Sealed]) -> None:
@@ -172,19 +180,22 @@ class Maintainer:
             else:
                 self.counts.postponed += 1
 
-    def _needs(self, due: Sequence[Due]) -> Mapping[str, Sequence[npt.NDArray[np.int64]]]:
-        """Times in partitions that are needed soon, and into which `due` is sealed."""
+    def _needs_ahead(self) -> Mapping[str, Sequence[npt.NDArray[np.int64]]]:
+        """Times in partitions that are needed soon."""
         now_ns = self._clock.time_ns()
         hot = {schema.hot_table(metric_set) for metric_set in METRIC_SETS}
         needs = {}
         for parent in ("sample_chunk", "rollup_1m", *hot, "rollup_1h", "process_sample"):
             span_ns = self._partitions.span_ns(parent)
             needs[parent] = [now_ns + np.arange(AHEAD_SPANS, dtype=np.int64) * span_ns]
-        for one in due:
-            minutes = np.arange(to_ns(one.lower), to_ns(one.upper), MINUTE_NS, dtype=np.int64)
-            needs["sample_chunk"].append(minutes)
-            needs["rollup_1m"].append(minutes)
         return needs
+
+    def _needs_of(self, due: Sequence[Due]) -> Mapping[str, Sequence[npt.NDArray[np.int64]]]:
+        """Times in partitions into which `due` is sealed."""
+        minutes = [
+            np.arange(to_ns(one.lower), to_ns(one.upper), MINUTE_NS, dtype=np.int64) for one in due
+        ]
+        return {"sample_chunk": minutes, "rollup_1m": minutes}
 
     async def _due(self) -> list[Due]:
         """Hot partitions whose time has passed, and which have not just been made for old data."""

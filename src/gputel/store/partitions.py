@@ -67,14 +67,23 @@ class Partitions:
     async def ensure(self, needs: Mapping[str, Iterable[npt.NDArray[np.int64]]]) -> int:
         """Make what the times (ns) of each table need; returns how many were made."""
         wanted = {parent: list(times) for parent, times in needs.items()}
+        if self._missing(wanted):
+            # Most likely another process has made them: who only looks waits for nobody.
+            async with self._store.session() as session:
+                self._known = await _load(session)
         made = 0
-        while missing := [
+        while missing := self._missing(wanted):
+            made += await self._make(missing[:CREATE_MAX])
+        return made
+
+    def _missing(
+        self, wanted: Mapping[str, Sequence[npt.NDArray[np.int64]]]
+    ) -> list[tuple[str, int]]:
+        return [
             (parent, time_ns)
             for parent, times in wanted.items()
             for time_ns in self._uncovered(parent, times)
-        ]:
-            made += await self._make(missing[:CREATE_MAX])
-        return made
+        ]
 
     def _uncovered(self, parent: str, pieces: Sequence[npt.NDArray[np.int64]]) -> Sequence[int]:
         """One time of each aligned span in which a time has no partition yet."""

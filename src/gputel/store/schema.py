@@ -39,6 +39,9 @@ LOCK_MIGRATE: Final = 1
 LOCK_PARTITIONS: Final = 2
 LOCK_MAINTAIN: Final = 3
 
+#: The constraint of a hot partition that takes no rows any more, and what its refusal names.
+FROZEN: Final = "frozen"
+
 #: Of the columns of gpu_latest.
 SQL_TYPES: Final = {
     Storage.F32: "real",
@@ -96,12 +99,22 @@ async def migrate(connection: Connection) -> None:
             connection,
             REFERENCE_TABLES,
             DISTRIBUTED_TABLES,
+            partial(_thaw, connection),
             partial(_make_functions, connection),
             _MIGRATION_TIMEOUT_S,
         )
     finally:
         if not connection.is_closed():
             await connection.execute("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, LOCK_MIGRATE)
+
+
+async def _thaw(connection: Connection) -> None:
+    for (name,) in await connection.fetch(
+        "SELECT name FROM store_partition JOIN pg_constraint "
+        "ON conrelid = to_regclass(name) AND conname = $1",
+        FROZEN,
+    ):
+        await connection.execute(f"ALTER TABLE {name} DROP CONSTRAINT {FROZEN}")
 
 
 def migrations() -> list[tuple[int, str, str]]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Awaitable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import asyncpg
 import numpy as np
@@ -70,26 +70,20 @@ SELECT s.gpu_id FROM gpu_seen s CROSS JOIN LATERAL (
 
 
 class Walk:
-    """From GPU to GPU through a partition; steps may be taken at once, each has GPUs of its own.
+    """From GPU to GPU through a partition; steps may be taken at once, each has GPUs of its own."""
 
-    `partitions` makes those that chunks, minutes and hours go into, beside the first steps.
-    """
+    #: After so many failed steps the rest is left for the next round.
+    FAILURES_MAX: ClassVar = 2
 
-    def __init__(
-        self,
-        metric_set: MetricSet,
-        name: str,
-        partitions: Awaitable[object],
-        *,
-        distributed: bool,
-    ) -> None:
+    def __init__(self, metric_set: MetricSet, name: str, *, distributed: bool) -> None:
         self.name = name
         self.rows = 0
         self.chunks = 0
         self.failures = 0
+        self.under_way = 0  # steps
+        self.over = False  # all steps are taken, if not done
         self.dropped = False
-        self._metric_set = metric_set
-        self._partitions = partitions
+        self.metric_set = metric_set
         self._distributed = distributed
         self._after = I64_MIN
         self._rows_a_gpu = 0.0  # 0: not known yet
@@ -107,6 +101,12 @@ class Walk:
         self._after = gpu_ids[-1] if gpu_ids else self._after
         return gpu_ids
 
+    async def end(self, session: Connection) -> None:
+        """All steps are done."""
+
+    async def close(self) -> None:
+        """No step is taken any more."""
+
     async def _measure(self, session: Connection) -> None:
         """How many rows has a GPU, and how many are there?"""
         self._rows_a_gpu = float(ROWS_A_STEP)
@@ -114,14 +114,10 @@ class Walk:
             query = f"SELECT FROM {self.name} WHERE gpu_id = $1 LIMIT {ROWS_A_STEP}"
             rows = await session.fetchval(f"SELECT count(*) FROM ({query}) AS r", gpu_id)
             self._rows_a_gpu = float(max(1, rows))
-        if self._distributed:
-            self._rows_left = math.inf  # they are elsewhere
-            return
-        query = "SELECT pg_relation_size($1::text::regclass)"
-        size_bytes = await session.fetchval(query, self.name)
-        row_bytes = _ROW_BYTES + hot_places(self._metric_set.storages)[-1]
-        # None: another maintainer has dropped it since its GPUs were looked for.
-        self._rows_left = (size_bytes or 0) / row_bytes
+        # Of what is elsewhere the size is not known.
+        self._rows_left = (
+            math.inf if self._distributed else await rows_in(session, self.metric_set, self.name)
+        )
 
     async def step(self, session: Connection, gpu_ids: list[int]) -> None:
         """Seal the rows of these GPUs.
@@ -131,8 +127,7 @@ class Walk:
         if not await self._step(session, gpu_ids):
             self._rows_a_gpu *= 2
             for gpu_id in gpu_ids:
-                while await self._step_through(session, gpu_id):
-                    pass
+                await self._step_through(session, gpu_id)
 
     async def _gpu_ids_after(self, session: Connection, count: int) -> list[int]:
         query = _GPU_IDS_DISTRIBUTED if self._distributed else _GPU_IDS
@@ -147,34 +142,38 @@ class Walk:
             gpu_id, rows = await hot.read_gpus(
                 session,
                 self.name,
-                self._metric_set,
-                self._metric_set.metrics,
+                self.metric_set,
+                self.metric_set.metrics,
                 where,
                 between,
                 f"LIMIT {ROWS_A_STEP}",
             )
             if len(rows) == ROWS_A_STEP:
                 return False
-            items = await asyncio.to_thread(_items, self._metric_set, gpu_id, rows)
+            items = await asyncio.to_thread(chunks_by_gpu, self.metric_set, gpu_id, rows)
             await self._keep_newest(session, sorted({one for one, _ in items}))
             # First what tells whether another process is at the same.
             await session.execute(f"DELETE FROM {self.name} WHERE {where}", *between)
-            await self._partitions
             await chunks.write(session, items)
         self._count(rows, items)
         if len(rows):
             self._rows_a_gpu = len(rows) / len(gpu_ids)
         return True
 
-    async def _step_through(self, session: Connection, gpu_id: int) -> bool:
+    async def _step_through(self, session: Connection, gpu_id: int) -> None:
+        """Seal the rows of one GPU, of which there are many."""
+        while await self._step_of_first(session, gpu_id):
+            pass
+
+    async def _step_of_first(self, session: Connection, gpu_id: int) -> bool:
         """Seal the first rows of one GPU; False: that was all of it."""
         async with session.transaction(isolation="repeatable_read"):
             await session.execute(_UNHURRIED)
             rows = await hot.read(
                 session,
                 self.name,
-                self._metric_set,
-                self._metric_set.metrics,
+                self.metric_set,
+                self.metric_set.metrics,
                 "gpu_id = $1",
                 [gpu_id],
                 f"ORDER BY time, epoch, sequence LIMIT {ROWS_A_STEP}",
@@ -182,7 +181,7 @@ class Walk:
             if not len(rows):
                 return False
             items = await asyncio.to_thread(
-                _items, self._metric_set, np.full(len(rows), gpu_id), rows
+                chunks_by_gpu, self.metric_set, np.full(len(rows), gpu_id), rows
             )
             await self._keep_newest(session, [gpu_id])
             await session.execute(
@@ -193,14 +192,13 @@ class Walk:
                 int(rows.epoch[-1]),
                 int(rows.sequence[-1]),
             )
-            await self._partitions
             await chunks.write(session, items)
         self._count(rows, items)
         return len(rows) == ROWS_A_STEP
 
     async def _keep_newest(self, session: Connection, gpu_ids: list[int]) -> None:
         await hot.keep_newest(
-            session, self._metric_set, self.name, gpu_ids, distributed=self._distributed
+            session, self.metric_set, self.name, gpu_ids, distributed=self._distributed
         )
 
     def _count(self, rows: Rows, items: list[tuple[int, Chunk]]) -> None:
@@ -208,7 +206,13 @@ class Walk:
         self.chunks += len(items)
 
 
-def _items(metric_set: MetricSet, gpu_id: Int64s, rows: Rows) -> list[tuple[int, Chunk]]:
+async def rows_in(session: Connection, metric_set: MetricSet, name: str) -> float:
+    """About how many rows a partition has; 0 where it is gone."""
+    size_bytes = await session.fetchval("SELECT pg_relation_size(to_regclass($1))", name)
+    return (size_bytes or 0) / (_ROW_BYTES + hot_places(metric_set.storages)[-1])
+
+
+def chunks_by_gpu(metric_set: MetricSet, gpu_id: Int64s, rows: Rows) -> list[tuple[int, Chunk]]:
     """The rows of some GPUs, in any order, as chunks."""
     later, same = np.diff(gpu_id), np.diff(rows.time_ns) > 0
     # PERF(items): nearly always they are in order.

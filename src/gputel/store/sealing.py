@@ -21,6 +21,7 @@ import asyncpg
 from gputel.catalog import MetricSet
 from gputel.errors import RowCorrupt
 from gputel.store import citus
+from gputel.store.frozen import FrozenWalk
 from gputel.store.partitions import drop_partition
 from gputel.store.seal import CONTENDED, Walk
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: PERF(seal): while one step is encoded, the server sends the rows of another.
-STEPS_AT_ONCE: Final = 2
+#: PERF(seal): while one step is encoded, the server sends the rows of another and takes in what a
+#: third one became.
+STEPS_AT_ONCE: Final = 3
 
 
 class Due(NamedTuple):
@@ -53,28 +55,35 @@ class Sealed(NamedTuple):
 class Sealing:
     """Some partitions on their way, as far as nobody is in the way.
 
-    `partitions`: makes those that chunks, minutes and hours go into, beside the first steps.
+    What their chunks and minutes go into is there already. `ahead` makes others beside the steps,
+    and has locks until then that dropping needs.
     """
 
-    def __init__(self, store: Store, due: Sequence[Due], partitions: asyncio.Task[int]) -> None:
+    def __init__(self, store: Store, due: Sequence[Due], ahead: Awaitable[object]) -> None:
         self._store = store
-        self._due = due
-        self._partitions = partitions
+        self._ahead = ahead
+        self._distributed = False
+        self._untaken = deque(due)
+        self._next: asyncio.Task[Walk] | None = None  # begun while steps of another are taken
+        self._again: deque[Walk] = deque()  # what can't be sealed as a whole
+        self._walk: Walk | None = None  # whose steps are taken now
         self._walks: list[Walk] = []
-        self._untaken: deque[Walk] = deque()
         self._taking = asyncio.Lock()
 
     async def steps(self) -> None:
         """Take all of them; why a partition is left is logged. DatabaseUnavailable."""
         async with self._store.session() as session:
-            distributed = await citus.installed(session)
-        if distributed:
-            # What is made there locks shards, on which a step's transaction may have a hold.
-            await self._partitions
-        for metric_set, name, _, _ in self._due:
-            self._walks.append(Walk(metric_set, name, self._partitions, distributed=distributed))
-        self._untaken.extend(self._walks)
-        await some_at_once(1 + STEPS_AT_ONCE, (self._made, *[self._work] * STEPS_AT_ONCE))
+            self._distributed = await citus.installed(session)
+        self._begin_next()
+        try:
+            await some_at_once(STEPS_AT_ONCE, [self._work] * STEPS_AT_ONCE)
+            await self._ahead
+        finally:
+            if self._next is not None:
+                self._next.cancel()
+                await asyncio.gather(self._next, return_exceptions=True)
+            for walk in self._walks:
+                await walk.close()
 
     def drops(self) -> list[Callable[[], Awaitable[None]]]:
         """What drops the partitions that are empty, one each; to be called when the steps are over.
@@ -82,7 +91,8 @@ class Sealing:
         A step's snapshot, even one of another partition, would keep what is deleted from being
         pruned, and the look for rows would take longer than others may wait.
         """
-        return [partial(self._drop, walk) for walk in self._walks if not walk.failures]
+        left = [walk for walk in self._walks if not walk.failures and not walk.dropped]
+        return [partial(self._drop, walk) for walk in left]
 
     def sealed(self) -> list[Sealed]:
         """What each partition has become so far."""
@@ -93,47 +103,94 @@ class Sealing:
             with _may_be_left(walk):
                 walk.dropped = await drop_partition(session, walk.name, only_empty=True)
 
-    async def _made(self) -> None:
-        await self._partitions
-
     async def _work(self) -> None:
         async with self._store.session() as session:
-            while step := await self._take(session):
-                walk, gpu_ids = step
+            while taken := await self._take(session):
+                walk, gpu_ids = taken
                 with _may_be_left(walk):
-                    await walk.step(session, gpu_ids)
+                    if gpu_ids:
+                        await walk.step(session, gpu_ids)
+                walk.under_way -= 1
+                if walk.over and not walk.under_way:
+                    await self._end(walk, session)
+
+    async def _end(self, walk: Walk, session: Connection) -> None:
+        with _may_be_left(walk):
+            if not walk.failures:
+                await self._ahead
+                await walk.end(session)
+        await walk.close()
+        if walk.failures and isinstance(walk, FrozenWalk):
+            self._walks.remove(walk)
+            self._again.append(Walk(walk.metric_set, walk.name, distributed=False))
+            self._walks.append(self._again[-1])
 
     async def _take(self, session: Connection) -> tuple[Walk, list[int]] | None:
-        """The next step; None: all are taken."""
+        """The next step, without GPUs where a walk is over; None: all are taken."""
         async with self._taking:
-            while self._untaken:
-                walk, gpu_ids = self._untaken[0], list[int]()
-                if walk.failures < STEPS_AT_ONCE:
-                    with _may_be_left(walk):
-                        gpu_ids = await walk.take(session)
-                if gpu_ids:
-                    return walk, gpu_ids
-                self._untaken.popleft()
+            if self._walk is None:
+                self._walk = await self._following()
+            if self._walk is None:
+                return None
+            walk, gpu_ids = self._walk, list[int]()
+            if walk.failures < walk.FAILURES_MAX:
+                with _may_be_left(walk):
+                    gpu_ids = await walk.take(session)
+            if not gpu_ids:
+                walk.over = True
+                self._walk = None
+            walk.under_way += 1
+            return walk, gpu_ids
+
+    async def _following(self) -> Walk | None:
+        if self._again:
+            return self._again.popleft()
+        if self._next is None:
             return None
+        walk = await self._next
+        self._begin_next()
+        return walk
+
+    def _begin_next(self) -> None:
+        self._next = None
+        if self._untaken:
+            self._next = asyncio.create_task(self._begin(self._untaken.popleft()))
+
+    async def _begin(self, due: Due) -> Walk:
+        walk = Walk(due.metric_set, due.name, distributed=self._distributed)
+        if not self._distributed:
+            try:
+                walk = await FrozenWalk.open(self._store, due.metric_set, due.name) or walk
+            except asyncpg.LockNotAvailableError:
+                log.debug("%s is left: another maintainer has it", due.name)
+                walk.failures = walk.FAILURES_MAX
+        self._walks.append(walk)
+        return walk
 
 
 @contextlib.contextmanager
 def _may_be_left(walk: Walk) -> Generator[None]:
     """Leave the partition for the next round where that is all that an error asks for."""
-    name = walk.name
     try:
         yield
         return
-    except CONTENDED as error:
-        log.debug("sealing of %s is put off: %s", name, error)
-    except asyncpg.UniqueViolationError as error:
-        log.warning("%s holds rows that were sealed before, and is left: %s", name, error)
-    except RowCorrupt as error:
-        log.error("%s is left: %s", name, error)
     except (asyncpg.UndefinedTableError, asyncpg.CheckViolationError) as error:
         # Retention was faster.
-        log.info("%s is not sealed: %s", name, error)
+        log.info("%s is not sealed: %s", walk.name, error)
+    except (*CONTENDED, asyncpg.UniqueViolationError, RowCorrupt) as error:
+        _log_left(walk, error)
     walk.failures += 1
+
+
+def _log_left(walk: Walk, error: Exception) -> None:
+    if isinstance(walk, FrozenWalk):
+        log.info("%s is not sealed as a whole but in steps: %s", walk.name, error)
+    elif isinstance(error, asyncpg.UniqueViolationError):
+        log.warning("%s holds rows that were sealed before, and is left: %s", walk.name, error)
+    elif isinstance(error, RowCorrupt):
+        log.error("%s is left: %s", walk.name, error)
+    else:
+        log.debug("sealing of %s is put off: %s", walk.name, error)
 
 
 async def some_at_once(count: int, work: Iterable[Callable[[], Awaitable[object]]]) -> None:
