@@ -15,9 +15,9 @@ minutes and hours.
                                     against the whole of compaction: 1 would be the limit;
                                     core_s_vs_read: the same of core seconds
     store.insert_block_ms           the longest of inserts, one row each and one after the other,
-                                    into a partition while it is sealed: of the best round, as the
-                                    processes here also wait for cores; alone_ms: the same
-                                    without maintenance
+                                    into a partition while it is sealed, as a sink stores late rows:
+                                    of the best round, as the processes here also wait for cores;
+                                    alone_ms: the same without maintenance
     store.disk_bytes_per_sample     sample_chunk and the hot tables with all that belongs to them,
                                     a day of GPUs that was sealed hour by hour, and merged
     store.minute_bytes_per_sample, store.hour_bytes_per_sample
@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -44,17 +43,19 @@ from benchmarks import day_trace, report
 from benchmarks.copy import Database, core_seconds, server
 from benchmarks.day_trace import Trace
 from gputel import wire
-from gputel.batch import Batch
-from gputel.catalog import METRIC_SETS
+from gputel.batch import DTYPES, Batch
+from gputel.catalog import METRIC_SETS, SET_BY_CADENCE, Cadence
 from gputel.clock import NS_PER_S, SYSTEM_CLOCK, ManualClock
-from gputel.store import Store, hot, schema, seal, sealing
+from gputel.kernels import RowBlock
+from gputel.store import Store, chunks, connect, hot, late, schema, seal, sealing
 from gputel.store.maintain import Maintainer
 from gputel.store.partitions import Partitions
 from gputel.store.settings import DatabaseSettings, StoreSettings
-from gputel.store.times import DAY_NS, HOUR_NS, to_datetime
+from gputel.store.times import DAY_NS, HOUR_NS
 
 HOUR_S = 3600
 COMPACTED_GPUS = 64
+LATE_SET = SET_BY_CADENCE[Cadence.FAST]
 BLOCK_TARGET_MS = 50.0
 TIERS = {
     "disk": ["sample_chunk", *(schema.hot_table(metric_set) for metric_set in METRIC_SETS)],
@@ -69,6 +70,10 @@ class Facts(NamedTuple):
 
     counts: dict[str, int]
     sums: dict[str, float]
+
+    def with_zeros(self, metric: str, count: int) -> Facts:
+        """And as many values of 0."""
+        return self._replace(counts=self.counts | {metric: self.counts[metric] + count})
 
     def same(self, other: Facts) -> bool:
         """But for the order of adding."""
@@ -185,31 +190,43 @@ async def read_alone(database: Database, gpus: int) -> Reading:
 
 
 def insert_until_told(settings: DatabaseSettings, time_ns: int, pipe: Pipe) -> None:
-    """A process of its own: insert late rows one by one; tell how long each took, in ms."""
+    """A process of its own: late rows one by one, as a sink stores them. How long each took, ms."""
 
     async def run() -> list[float]:
-        session = await asyncpg.connect(
-            host=settings.host,
-            port=settings.port,
-            user=settings.user,
-            password=settings.password,
-            database=settings.dbname,
-            server_settings={"synchronous_commit": "off"},
-        )
-        insert = (
-            f"INSERT INTO sample_hot_fast ({', '.join(hot.NAMES)}) "
-            "VALUES (1, $1, 2, $2, '\\x0000000000000000')"
-        )
-        at, took = to_datetime(time_ns), list[float]()
-        await session.execute(insert, at, 0)
+        store = await connect(settings, size_max=1)
+        partitions = Partitions(store, StoreSettings())
+        frozen = late.FrozenRanges(store, SYSTEM_CLOCK)
+        valid = np.zeros((len(LATE_SET.metrics), 1), np.uint8)
+        valid[0] = 1
+        columns = [np.zeros(1, DTYPES[metric.storage.value]) for metric in LATE_SET.metrics]
+
+        async def insert(number: int) -> None:
+            time, sequence = np.array([time_ns]), np.array([number])
+            pieces = [hot.Piece(1, 2, RowBlock(time, sequence, tuple(columns), valid))]
+            while True:
+                ranges = frozen.known()
+                hot_pieces, others = late.divide(LATE_SET, pieces, ranges)
+                await partitions.ensure(late.needed_partitions(ranges))
+                await partitions.ensure({schema.hot_table(LATE_SET): [time]})
+                try:
+                    async with store.session() as session, session.transaction():
+                        await session.execute("SET LOCAL synchronous_commit = off")
+                        await hot.write(session, LATE_SET, hot_pieces)
+                        await chunks.write(session, others)
+                    return
+                except asyncpg.SerializationError:
+                    await frozen.look()
+                except (asyncpg.CheckViolationError, asyncpg.UndefinedTableError):
+                    partitions.forget()  # dropped
+
+        took = list[float]()
+        await insert(0)
         pipe.send("ready")
         while not pipe.poll():
             started = time.perf_counter()
-            # Without a partition (a sink makes it anew) what it waited for counts as well.
-            with contextlib.suppress(asyncpg.CheckViolationError):
-                await session.execute(insert, at, len(took) + 1)
+            await insert(len(took) + 1)
             took.append((time.perf_counter() - started) * 1000)
-        await session.close()
+        await store.close()
         return took
 
     pipe.send(asyncio.run(run()))
@@ -221,6 +238,7 @@ async def inserting(settings: DatabaseSettings, time_ns: int) -> tuple[Pipe, Spa
     ours, theirs = context.Pipe()
     process = context.Process(target=insert_until_told, args=(settings, time_ns, theirs))
     process.start()
+    theirs.close()  # when the process ends, so does what it would say
     assert await asyncio.to_thread(ours.recv) == "ready"
     return ours, process
 
@@ -234,6 +252,7 @@ async def compaction(database: Database, batches: Sequence[Batch], rounds: int) 
     read_s, read_core_s = float("inf"), float("inf")
     longest, alone, inserts = float("inf"), float("inf"), 0
     for number in range(2 * rounds):
+        present = expected
         await empty(store, COMPACTED_GPUS)
         await load(store, batches, COMPACTED_GPUS)
         clock = ManualClock(SYSTEM_CLOCK.time_ns() + 2 * HOUR_NS)
@@ -254,8 +273,9 @@ async def compaction(database: Database, batches: Sequence[Batch], rounds: int) 
             pipe, process = await inserting(database.settings, int(batches[0].time_ns[0]))
             await asyncio.sleep(best_s)  # as long as maintenance will take
             pipe.send("stop")
-            alone = min(alone, max(await asyncio.to_thread(pipe.recv)))
+            before = await asyncio.to_thread(pipe.recv)
             process.join()
+            alone = min(alone, max(before))
             pipe, process = await inserting(database.settings, int(batches[0].time_ns[0]) + 1000)
             while maintainer.counts.sealed_rows == 0 or maintainer.counts.rounds < 2:
                 await maintainer.round()
@@ -263,9 +283,11 @@ async def compaction(database: Database, batches: Sequence[Batch], rounds: int) 
             took = await asyncio.to_thread(pipe.recv)
             process.join()
             longest, inserts = min(longest, max(took)), len(took)
+            # Each process inserts one before it says that it is ready.
+            present = expected.with_zeros(LATE_SET.metrics[0].name, len(before) + 1 + len(took) + 1)
             correct &= maintainer.counts.sealed_rows >= sum(len(b) for b in batches)
-        correct &= expected.same(await stored(store, "gpu_minute"))
-        correct &= expected.same(await stored(store, "gpu_hour"))
+        correct &= present.same(await stored(store, "gpu_minute"))
+        correct &= present.same(await stored(store, "gpu_hour"))
     report.emit(
         "store.compaction_samples_per_s",
         samples / best_s,
