@@ -144,8 +144,11 @@ class ConsumeStream:
                     break
                 partition = partitions[(self._first + number) % len(partitions)]
                 cursor = self._group.cursor(self.member, partition)
-                if cursor is not None:
+                if cursor is None:
+                    continue
+                if cursor.has_ready:
                     busy |= await self._deliver_again(partition, cursor)
+                if cursor.next_offset < self._logs[partition].next_offset:
                     following = self._following(partitions, number)
                     busy |= await self._deliver_next(partition, cursor, following)
             if not busy:
@@ -212,11 +215,7 @@ class ConsumeStream:
     async def _deliver_next(self, partition: int, cursor: Cursor, following: Iterable[int]) -> bool:
         """Deliver some of what was never delivered, and begin to read for the `following`."""
         room = min(cursor.room, self.member.credit_messages)
-        if (
-            room <= 0
-            or self.member.credit_bytes <= 0
-            or cursor.next_offset >= self._logs[partition].next_offset
-        ):
+        if room <= 0 or self.member.credit_bytes <= 0:
             return False
         run = cursor.run
         chunk = await self._ahead.read(
@@ -233,7 +232,7 @@ class ConsumeStream:
     def _read_ahead(self, following: Iterable[int]) -> None:
         for partition in following:
             cursor = self._group.cursor(self.member, partition)
-            if cursor is not None:
+            if cursor is not None and cursor.next_offset < self._logs[partition].next_offset:
                 self._ahead.begin(
                     partition,
                     cursor.next_offset,
