@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
 _as_json = False
@@ -26,18 +27,36 @@ class _Json(argparse.Action):
         _as_json = True
 
 
-def emit(figure: str, value: float, unit: str, correct: bool, **extra: float | str) -> None:
-    """Tell one figure."""
+def emit(
+    figure: str,
+    value: float,
+    unit: str,
+    correct: bool,
+    **extra: float | str | list[dict[str, float]],
+) -> None:
+    """Tell one figure. What is said of each of its rounds takes a line each to read."""
     if _as_json:
         entry = {"figure": figure, "value": value, "unit": unit, "correct": correct, **extra}
         print(json.dumps(entry), flush=True)
         return
-    more = "  ".join(
-        f"{key}={number:g}" if isinstance(number, float) else f"{key}={number}"
-        for key, number in extra.items()
-    )
+    more: dict[str, float | str] = {}
+    lines: list[str] = []
+    for key, said in extra.items():
+        if isinstance(said, list):
+            lines += map(_in_a_line, said)
+        else:
+            more[key] = said
     verdict = "" if correct else "  WRONG RESULT"
-    print(f"{figure:32} {value:>14,.4g} {unit:6} {more}{verdict}", flush=True)
+    print(f"{figure:32} {value:>14,.4g} {unit:6} {_in_a_line(more)}{verdict}", flush=True)
+    for line in lines:
+        print(f"{'':32} {line}", flush=True)
+
+
+def _in_a_line(said: Mapping[str, float] | Mapping[str, float | str]) -> str:
+    return "  ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in said.items()
+    )
 
 
 def skip(figure: str, reason: str) -> None:

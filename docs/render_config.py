@@ -34,7 +34,8 @@ One YAML file, given with `--config FILE`. Precedence, weakest first: defaults, 
 environment, command line flags. A key's variable is `GPUTEL_SECTION__KEY`; lists are separated
 by commas there, `null` is nothing. Reserved, and no settings: `GPUTEL_KERNELS`,
 `GPUTEL_NATIVE_DIR`, `GPUTEL_DEBUG`, `GPUTEL_SIM`. Some of dcgm-exporter's variables are taken as
-well ([exporter](exporter.md)).
+well ([exporter](exporter.md)). `GRPC_EXPERIMENTS`, gRPC's own, has another default where gputel
+speaks to its broker ([broker](broker.md)).
 
 An unknown key or variable, a key that stands twice, an alias, or a value out of its range is an
 error that names where it stands and what is allowed. Listeners stay on this machine unless

@@ -10,7 +10,7 @@ import pytest
 
 from gputel import broker, limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
-from gputel.broker import StartAt, pace, publish_stream, transport
+from gputel.broker import StartAt, transport
 from gputel.broker.pace import Pace
 from support.brokers import serving
 
@@ -43,11 +43,10 @@ class Counted:
         return getattr(self._call, name)
 
 
-class Eager(Pace):
-    """Waits for nothing."""
-
-    async def wait(self) -> None:
-        pass
+def pause(monkeypatch: pytest.MonkeyPatch, pause_s: float) -> None:
+    """Let every kind of stream pause as long."""
+    monkeypatch.setattr("gputel.broker.publisher.REQUESTS_S", pause_s)
+    monkeypatch.setattr("gputel.broker.publish_stream.ACKS_S", pause_s)
 
 
 @pytest.fixture
@@ -60,11 +59,8 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return found
 
 
-async def test_the_first_write_waits_for_nothing_and_the_next_one_its_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(pace, "PACE_S", 0.05)
-    loop, one = asyncio.get_running_loop(), Pace()
+async def test_the_first_write_waits_for_nothing_and_the_next_one_its_time() -> None:
+    loop, one = asyncio.get_running_loop(), Pace(0.05)
     async with asyncio.timeout(DEADLINE_S):
         await one.wait()
         started = loop.time()
@@ -77,7 +73,7 @@ async def test_the_first_write_waits_for_nothing_and_the_next_one_its_time(
 async def test_messages_that_come_closely_share_requests_acks_and_deliveries(
     tmp_path: Path, counts: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "PACE_S", 0.1)
+    pause(monkeypatch, 0.1)
     async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as server:
         client = await broker.connect(server.address)
         publisher = await client.publisher("t", "p", 1)
@@ -97,7 +93,7 @@ async def test_who_waits_for_each_message_waits_for_no_other(
     tmp_path: Path, counts: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A producer of one message at a time, and a consumer with room for one."""
-    monkeypatch.setattr(pace, "PACE_S", NEVER_S)
+    pause(monkeypatch, NEVER_S)
     async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as server:
         client = await broker.connect(server.address)
         publisher = await client.publisher("t", "p", 1)
@@ -117,8 +113,7 @@ async def test_who_waits_for_each_message_waits_for_no_other(
 async def test_a_full_batch_waits_for_nothing(
     tmp_path: Path, counts: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "PACE_S", NEVER_S)
-    monkeypatch.setattr(publish_stream, "Pace", Eager)
+    monkeypatch.setattr("gputel.broker.publisher.REQUESTS_S", NEVER_S)
     acked = asyncio.Event()
     async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as server:
         client = await broker.connect(server.address)

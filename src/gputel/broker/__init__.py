@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from gputel.broker import sockets  # noqa: F401  before gRPC
 from gputel.broker.settings import BrokerSettings
 from gputel.lazy import lazy
 

@@ -21,7 +21,6 @@ from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker.cursor import Cursor
 from gputel.broker.engine import Chunk, PartitionLog, Record
 from gputel.broker.groups import Group, Member
-from gputel.broker.pace import DELIVERIES, Pace
 from gputel.broker.read_ahead import ReadAhead, Room
 from gputel.broker.statuses import Context, LeaseLost
 from gputel.clock import Clock
@@ -51,7 +50,6 @@ class ConsumeStream:
         self._group = group
         self._logs = logs
         self._ahead = ReadAhead(logs, room)
-        self._pace = Pace(DELIVERIES)
         self._clock = clock
         self._wake = asyncio.Event()
         # One object: the partitions' watchers are told apart by it.
@@ -144,15 +142,15 @@ class ConsumeStream:
                     break
                 partition = partitions[(self._first + number) % len(partitions)]
                 cursor = self._group.cursor(self.member, partition)
-                if cursor is not None:
+                if cursor is None:
+                    continue
+                if cursor.has_ready:
                     busy |= await self._deliver_again(partition, cursor)
+                if cursor.next_offset < self._logs[partition].next_offset:
                     following = self._following(partitions, number)
                     busy |= await self._deliver_next(partition, cursor, following)
             if not busy:
-                had_credit = self.member.has_credit
                 await self._wake.wait()
-                if had_credit and not self._draining:
-                    await self._pace.wait()  # for the messages that come meanwhile
 
     def _following(self, partitions: Sequence[int], number: int) -> Iterator[int]:
         """Whose turns come next, in this round and in the one behind it."""
@@ -212,11 +210,7 @@ class ConsumeStream:
     async def _deliver_next(self, partition: int, cursor: Cursor, following: Iterable[int]) -> bool:
         """Deliver some of what was never delivered, and begin to read for the `following`."""
         room = min(cursor.room, self.member.credit_messages)
-        if (
-            room <= 0
-            or self.member.credit_bytes <= 0
-            or cursor.next_offset >= self._logs[partition].next_offset
-        ):
+        if room <= 0 or self.member.credit_bytes <= 0:
             return False
         run = cursor.run
         chunk = await self._ahead.read(
@@ -233,7 +227,7 @@ class ConsumeStream:
     def _read_ahead(self, following: Iterable[int]) -> None:
         for partition in following:
             cursor = self._group.cursor(self.member, partition)
-            if cursor is not None:
+            if cursor is not None and cursor.next_offset < self._logs[partition].next_offset:
                 self._ahead.begin(
                     partition,
                     cursor.next_offset,
@@ -274,4 +268,3 @@ class ConsumeStream:
     async def _send(self, batches: list[bytes]) -> None:
         while batches:
             await self._context.write(batches.pop(0))
-            self._pace.wrote()

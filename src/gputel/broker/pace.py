@@ -3,10 +3,10 @@
 A request or response costs as much as copying some hundred KiB: where each message goes alone, half
 of what a broker can do keeps it busy, and messages queue. The first after a pause goes at once.
 
-    producer --- 3 ms ---> broker --- 1 ms ---> consumer
+    producer --- 2 ms ---> broker --- at once ---> consumer
                  <-- acks, 3 ms ---
 
-What a consumer gets has waited already, in its producer's request; it shares with what others sent.
+What a consumer gets has waited already, in its producer's request.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-PACE_S: Final = 0.003
-DELIVERIES: Final = 1 / 3  # of PACE_S
+REQUESTS_S: Final = 0.002
+ACKS_S: Final = 0.003
 
 
 class Pace:
-    """When a stream may write again: `part` of PACE_S after it did."""
+    """When a stream may write again: `pause_s` after it did."""
 
-    def __init__(self, part: float = 1.0) -> None:
-        self._part = part
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
         self._next_s = 0.0  # of the event loop's time
         self._waiter: asyncio.Future[None] | None = None
 
     def wrote(self) -> None:
         """Something was written."""
-        self._next_s = asyncio.get_running_loop().time() + PACE_S * self._part
+        self._next_s = asyncio.get_running_loop().time() + self._pause_s
 
     async def wait(self) -> None:
         """Return once that has passed since something was written, or at `hurry`."""

@@ -19,7 +19,7 @@ from gputel import limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import names
 from gputel.broker.engine import Engine, Message, PartitionFailed, PartitionLog, TopicLog
-from gputel.broker.pace import Pace
+from gputel.broker.pace import ACKS_S, Pace
 from gputel.broker.statuses import Context
 from gputel.errors import BrokerUnavailable, FrameTooLarge, InputError, ProducerFenced
 from gputel.kernels import MessageFields
@@ -150,7 +150,7 @@ class PublishStream:
         return bool(self._unacked) and self._unacked[0][0].is_durable(self._unacked[0][1])
 
     async def _acknowledge(self) -> None:
-        pace = Pace()
+        pace = Pace(ACKS_S)
         while True:
             self._wake.clear()
             sequence = self._pop_durable()

@@ -22,7 +22,7 @@ from gputel import kernels, limits
 from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 from gputel.broker import transport
 from gputel.broker.background import first_of
-from gputel.broker.pace import Pace
+from gputel.broker.pace import REQUESTS_S, Pace
 from gputel.broker.rotation import Rotation
 from gputel.clock import NS_PER_S, Clock
 from gputel.errors import BrokerUnavailable, FrameTooLarge, GputelError, ProducerFenced
@@ -61,7 +61,7 @@ class Publisher:
         self._in_flight: deque[_Message] = deque()
         self._in_flight_bytes = 0
         self._throttled_until_ns = 0
-        self._pace = Pace()
+        self._pace = Pace(REQUESTS_S)
         self._changed = asyncio.Event()  # something for the writer to do
         self._room = asyncio.Event()  # something was acknowledged, or failed
         self._failure: Exception | None = None
