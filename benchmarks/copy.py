@@ -34,6 +34,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -164,8 +165,12 @@ class Outcome(NamedTuple):
 
 
 def core_seconds(postmaster: int) -> float:
-    """What this process and the server's backends have used so far (proc(5), schedstat)."""
-    total_ns = 0
+    """What this process and the server's backends have used so far, also those that have ended.
+
+    See proc(5): stat, schedstat.
+    """
+    fields = Path(f"/proc/{postmaster}/stat").read_text().rpartition(")")[2].split()
+    total_ns = (int(fields[13]) + int(fields[14])) * NS_PER_S // os.sysconf("SC_CLK_TCK")
     for place in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])

@@ -6,9 +6,10 @@ A sample is one value of one metric, of simulated GPUs at 1 Hz (benchmarks.day_t
 stored afterwards is compared with what was before: values by metric and their sums, in chunks,
 minutes and hours.
 
-    store.compaction_samples_per_s  hot rows of an hour to chunks, minutes and hours, rows deleted
-                                    and partitions dropped; by one maintainer, best round;
-                                    per_core_s: for a second of a core, ours and the server's
+    store.compaction_samples_per_s  hot rows of an hour to chunks, minutes and hours, and their
+                                    partitions dropped; by one maintainer that has made those of
+                                    the time ahead before; best round, all are told; per_core_s:
+                                    for a second of a core, ours and the server's
     store.compaction_vs_read        how long PostgreSQL alone takes to hand over the same rows, as
                                     sealing reads them (as many sessions, COPY ... TO STDOUT
                                     BINARY, GPUs of a step at a time) to a client that drops them,
@@ -39,7 +40,7 @@ import asyncpg
 import numpy as np
 import uvloop
 
-from benchmarks import day_trace, report
+from benchmarks import day_trace, machine, report
 from benchmarks.copy import Database, core_seconds, server
 from benchmarks.day_trace import Trace
 from gputel import wire
@@ -248,36 +249,41 @@ async def compaction(database: Database, batches: Sequence[Batch], rounds: int) 
     store = database.store
     expected = facts(batches, COMPACTED_GPUS)
     samples = sum(expected.counts.values())
-    best_s, core_s, correct = float("inf"), float("inf"), True
+    taken: list[dict[str, float]] = []
+    core_s, correct = float("inf"), True
     read_s, read_core_s = float("inf"), float("inf")
     longest, alone, inserts = float("inf"), float("inf"), 0
     for number in range(2 * rounds):
         present = expected
         await empty(store, COMPACTED_GPUS)
-        await load(store, batches, COMPACTED_GPUS)
         clock = ManualClock(SYSTEM_CLOCK.time_ns() + 2 * HOUR_NS)
         maintainer = Maintainer(store, StoreSettings(), clock)
+        await maintainer.round()  # as half a minute before: partitions of the time ahead are there
+        await load(store, batches, COMPACTED_GPUS)
         if number % 2 == 0:
             reading = await read_alone(database, COMPACTED_GPUS)
             read_s = min(read_s, reading.seconds)
             read_core_s = min(read_core_s, reading.core_s)
             correct &= reading.rows == sum(len(batch) for batch in batches) * COMPACTED_GPUS
+            stolen_s = machine.stolen_s()
             started, core_started = time.perf_counter(), core_seconds(database.postmaster)
             await maintainer.round()
-            best_s = min(best_s, time.perf_counter() - started)
+            took_s = time.perf_counter() - started
+            stolen_s = machine.stolen_s() - stolen_s
+            taken.append({"seconds": took_s, "stolen_percent": stolen_s / took_s * 100})
             core_s = min(core_s, core_seconds(database.postmaster) - core_started)
             correct &= maintainer.counts.postponed == 0
             correct &= maintainer.counts.sealed_rows == reading.rows
             correct &= expected.same(await decoded(store))
         else:
             pipe, process = await inserting(database.settings, int(batches[0].time_ns[0]))
-            await asyncio.sleep(best_s)  # as long as maintenance will take
+            await asyncio.sleep(taken[-1]["seconds"])  # as long as maintenance will take
             pipe.send("stop")
             before = await asyncio.to_thread(pipe.recv)
             process.join()
             alone = min(alone, max(before))
             pipe, process = await inserting(database.settings, int(batches[0].time_ns[0]) + 1000)
-            while maintainer.counts.sealed_rows == 0 or maintainer.counts.rounds < 2:
+            while maintainer.counts.sealed_rows == 0 or maintainer.counts.rounds < 3:
                 await maintainer.round()
             pipe.send("stop")
             took = await asyncio.to_thread(pipe.recv)
@@ -288,6 +294,7 @@ async def compaction(database: Database, batches: Sequence[Batch], rounds: int) 
             correct &= maintainer.counts.sealed_rows >= sum(len(b) for b in batches)
         correct &= present.same(await stored(store, "gpu_minute"))
         correct &= present.same(await stored(store, "gpu_hour"))
+    best_s = min(one["seconds"] for one in taken)
     report.emit(
         "store.compaction_samples_per_s",
         samples / best_s,
@@ -297,6 +304,7 @@ async def compaction(database: Database, batches: Sequence[Batch], rounds: int) 
         gpus=COMPACTED_GPUS,
         samples=samples,
         target=10e6,
+        rounds=taken,
     )
     report.emit(
         "store.compaction_vs_read",
