@@ -141,6 +141,43 @@ async def test_what_is_lost_and_back_while_a_read_waits_is_delivered(
     assert context.assignments[1] == context.assignments[3] > context.assignments[2]
 
 
+async def test_nothing_is_taken_of_a_partition_that_went_to_another_during_a_redelivery() -> None:
+    group, logs, context = Group("t", "g", 1, {}), [Log()], Context()
+    gate, blocked, whole = asyncio.Event(), asyncio.Event(), context.write
+    gate.set()
+
+    async def slow(sent: mq.ConsumeResponse | bytes) -> None:
+        if not gate.is_set():
+            blocked.set()
+        await gate.wait()
+        await whole(sent)
+
+    context.write = slow  # type: ignore[method-assign]
+    async with consuming(context, group, logs):
+        await context.until(lambda: len(context.assignments[-1]) == 1)
+        context.send(credit=mq.Credit(messages=2, bytes=1 << 20))
+        await context.until(lambda: context.taken == [(0, 0), (0, 1)])
+        context.send(nak=mq.Nak(partition=0, offset=0))
+        async with asyncio.timeout(10):
+            while not group.cursors[0].has_ready:  # the nak is taken in, and its back-off over
+                group.tick(SYSTEM_CLOCK.monotonic_ns() + NS_PER_S)
+                await asyncio.sleep(0)
+            gate.clear()
+            context.send(credit=mq.Credit(messages=100, bytes=1 << 20))
+            await blocked.wait()
+        (member,) = group.members.values()
+        group.leave(member, lost=True)
+        other = Member("other", lambda: None, NS_PER_S, 0, mq.START_AT_EARLIEST)
+        group.join(other, SYSTEM_CLOCK.monotonic_ns())
+        position = mq.Position(partition=0, next_offset=2, generation=other.generation)
+        assert group.position(other, position, first_offset=0, end_offset=END)
+        gate.set()
+        for _ in range(100):  # everything that can go on does
+            await asyncio.sleep(0)
+        assert group.cursors[0].next_offset == 2
+    assert context.taken == [(0, 0), (0, 1), (0, 0)]
+
+
 async def test_the_partitions_whose_turn_is_next_are_read_meanwhile() -> None:
     """While what was read first is sent; and as much of each as it is asked for."""
     group, logs, context = Group("t", "g", PARTITIONS, {}), [Log() for _ in "abc"], Context()

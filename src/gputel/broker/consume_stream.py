@@ -144,9 +144,11 @@ class ConsumeStream:
                 cursor = self._group.cursor(self.member, partition)
                 if cursor is None:
                     continue
+                run = cursor.run
                 if cursor.has_ready:
                     busy |= await self._deliver_again(partition, cursor)
-                if cursor.next_offset < self._logs[partition].next_offset:
+                # Meanwhile another member may have got the partition.
+                if cursor.run == run and cursor.next_offset < self._logs[partition].next_offset:
                     following = self._following(partitions, number)
                     busy |= await self._deliver_next(partition, cursor, following)
             if not busy:
