@@ -12,6 +12,7 @@ import pytest
 
 from gputel.catalog import SET_BY_CADENCE, Cadence
 from gputel.clock import SYSTEM_CLOCK, ManualClock
+from gputel.errors import DatabaseUnavailable
 from gputel.store import Store, chunks, frozen, hot, late, schema, seal
 from gputel.store.frozen import FrozenWalk
 from gputel.store.maintain import Maintainer
@@ -163,6 +164,22 @@ async def test_a_partition_in_use_is_sealed_by_steps_that_delete(
     assert one.counts.sealed_partitions == 1
     await points(store, producer)
     await hours(store, producer)
+
+
+async def test_a_server_without_another_session_seals_in_steps(
+    store: Store, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one_partition(store, producer)
+
+    async def full(_: Store) -> Any:
+        raise DatabaseUnavailable("sorry, too many clients already")
+
+    monkeypatch.setattr(Store, "dedicated", full)
+    one = maintainer(store)
+    await one.round()
+    assert one.counts.sealed_rows == 3 * ROWS
+    assert one.counts.sealed_partitions == 1
+    await points(store, producer)
 
 
 async def test_a_large_partition_is_sealed_by_steps_that_delete(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import asyncpg
 
 from gputel.catalog import MetricSet
-from gputel.errors import RowCorrupt
+from gputel.errors import DatabaseUnavailable, RowCorrupt
 from gputel.store import citus
 from gputel.store.frozen import FrozenWalk
 from gputel.store.partitions import drop_partition
@@ -164,6 +164,9 @@ class Sealing:
             except asyncpg.LockNotAvailableError:
                 log.debug("%s is left: another maintainer has it", due.name)
                 walk.failures = walk.FAILURES_MAX
+            except DatabaseUnavailable as error:
+                # The server may have no session more to give.
+                log.info("%s is not sealed as a whole but in steps: %s", due.name, error)
         self._walks.append(walk)
         return walk
 
