@@ -39,6 +39,42 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return kinds
 
 
+class Slow(Recorded):
+    """A call whose write of the position ends when the test lets it."""
+
+    def __init__(self, call: Any, kinds: list[str], gate: asyncio.Event) -> None:
+        super().__init__(call, kinds)
+        self._gate = gate
+
+    async def write(self, request: Any) -> None:
+        await super().write(request)
+        if request.WhichOneof("request") == "position":
+            await self._gate.wait()
+
+
+async def test_what_is_acknowledged_while_something_is_written_is_said_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, kinds, whole = asyncio.Event(), list[str](), transport.consume_call
+    monkeypatch.setattr(
+        transport, "consume_call", lambda channel: Slow(whole(channel), kinds, gate)
+    )
+    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as server:
+        client = await broker.connect(server.address)
+        publisher = await client.publisher("t", "p", 1)
+        await publisher.publish(1, "k", b"x")
+        consumer = client.consumer("t", group="g")
+        async with consumer:
+            delivery = await anext(consumer)
+            await consumer.ack(delivery.partition, [delivery.offset])
+            asyncio.get_running_loop().call_soon(gate.set)  # when the end has begun
+        await publisher.close()
+        (group,) = await client.groups()
+        await client.close()
+    assert kinds.index("position") < kinds.index("ack")
+    assert sum(at.next_offset for at in group.positions) == 1
+
+
 @pytest.mark.parametrize("group", ["", "g"])
 async def test_credit_is_not_sent_for_each_delivery(
     tmp_path: Path, requests: list[str], group: str

@@ -312,12 +312,14 @@ class Consumer:
             except TimeoutError:
                 silent = True
             self._wake_writer.clear()
-            if self._acks:
-                acks, self._acks = self._acks, {}
-                offsets = [mq.Offsets(partition=p, offsets=o) for p, o in acks.items()]
-                await call.write(mq.ConsumeRequest(ack=mq.Ack(offsets=offsets)))
-            while self._outbox:
-                await call.write(self._outbox.popleft())
+            # What is given while something is written comes before the end, too.
+            while self._acks or self._outbox:
+                if self._acks:
+                    acks, self._acks = self._acks, {}
+                    offsets = [mq.Offsets(partition=p, offsets=o) for p, o in acks.items()]
+                    await call.write(mq.ConsumeRequest(ack=mq.Ack(offsets=offsets)))
+                else:
+                    await call.write(self._outbox.popleft())
             if self._closed or self._leaving:
                 await call.done_writing()  # the broker ends the stream when it has read all
                 return
