@@ -52,9 +52,7 @@ async def frozen_ranges(session: Connection) -> Ranges:
     """Of all partitions that are frozen now."""
     found: dict[str, list[Bounds]] = {}
     for parent, lower, upper in await session.fetch(
-        "SELECT parent, lower, upper FROM store_partition JOIN pg_constraint "
-        "ON conrelid = to_regclass(name) AND conname = $1",
-        schema.FROZEN,
+        f"SELECT parent, lower, upper FROM {schema.FROZEN_PARTITIONS}"
     ):
         found.setdefault(parent, []).append((to_ns(lower), to_ns(upper)))
     return found

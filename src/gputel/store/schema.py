@@ -41,6 +41,10 @@ LOCK_MAINTAIN: Final = 3
 
 #: The constraint of a hot partition that takes no rows any more, and what its refusal names.
 FROZEN: Final = "frozen"
+#: What is to be said behind FROM for those partitions.
+FROZEN_PARTITIONS: Final = (
+    f"store_partition JOIN pg_constraint ON conrelid = to_regclass(name) AND conname = '{FROZEN}'"
+)
 
 #: Of the columns of gpu_latest.
 SQL_TYPES: Final = {
@@ -109,11 +113,7 @@ async def migrate(connection: Connection) -> None:
 
 
 async def _thaw(connection: Connection) -> None:
-    for (name,) in await connection.fetch(
-        "SELECT name FROM store_partition JOIN pg_constraint "
-        "ON conrelid = to_regclass(name) AND conname = $1",
-        FROZEN,
-    ):
+    for (name,) in await connection.fetch(f"SELECT name FROM {FROZEN_PARTITIONS}"):
         await connection.execute(f"ALTER TABLE {name} DROP CONSTRAINT {FROZEN}")
 
 

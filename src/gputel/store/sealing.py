@@ -1,8 +1,9 @@
-"""Sealing: hot partitions become chunks, minutes and hours, and are dropped when they are empty.
+"""Sealing: hot partitions become chunks, minutes and hours, and are dropped.
 
-Their steps (gputel.store.seal) are drawn from one queue, by as many workers as there may be steps
-at once: who finds nothing left in one partition goes on with the next. Only an empty partition is
-locked, for a moment, to drop it.
+Each is frozen and sealed as a whole (gputel.store.frozen), or where that can't be in steps that
+delete what they read (gputel.store.seal). Steps are drawn from one queue, by as many workers as
+there may be at once: who finds nothing left in one partition goes on with the next. A partition is
+locked for moments only: to freeze it, and to drop it.
 """
 
 from __future__ import annotations
