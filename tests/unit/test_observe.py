@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
 
 import httpx
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
 
 from gputel.errors import InputError, PortInUse
 from gputel.observe import Health, HttpServer, Telemetry, bind, configure_logging, status_app
@@ -43,6 +50,65 @@ def test_a_histogram_has_bounds_that_fit_latencies(telemetry: Telemetry) -> None
     text = telemetry.exposition()[0].decode()
     assert 'gputel_commit_seconds_bucket{le="0.0025"} 0.0' in text
     assert 'gputel_commit_seconds_bucket{le="0.005"} 1.0' in text
+
+
+class _Receiver(BaseHTTPRequestHandler):
+    """An OTLP/HTTP receiver, which keeps what it gets."""
+
+    got: ClassVar[list[tuple[str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.got.append((self.path, body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver():
+    """The address of an OTLP/HTTP receiver, and what it has got."""
+    _Receiver.got.clear()
+    with HTTPServer(("127.0.0.1", 0), _Receiver) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", _Receiver.got
+        server.shutdown()
+        thread.join()
+
+
+def _told(telemetry: Telemetry, accept: str) -> list[str]:
+    lines = telemetry.exposition(accept)[0].decode().splitlines()
+    return [line for line in lines if "gputel_commit_seconds" in line]
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text"])
+def test_a_histogram_is_told_alike_where_it_is_also_sent(
+    telemetry: Telemetry, receiver: tuple[str, list[tuple[str, bytes]]], accept: str
+) -> None:
+    address, got = receiver
+    sending = Telemetry("test", otlp_endpoint=address)
+    for one in (telemetry, sending):
+        record = one.histogram("gputel_commit_seconds", "Commit")
+        for seconds in (0.0004, 0.0005, 0.004, 2, 7):
+            record(seconds)
+    assert _told(telemetry, accept) == _told(sending, accept)
+    assert 'gputel_commit_seconds_bucket{le="5.0"} 4.0' in _told(sending, accept)
+    sending.close()
+    assert {path for path, _ in got} == {"/v1/metrics"}
+    metrics = [
+        metric
+        for _, body in got
+        for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == "gputel_commit_seconds"
+    ]
+    assert [metric.histogram.data_points[0].count for metric in metrics] == [5]
 
 
 def test_openmetrics_by_content_negotiation(telemetry: Telemetry) -> None:
