@@ -59,6 +59,20 @@ def test_the_bytes_of_a_record_are_frozen() -> None:
         assert twin.decode_records(bytes(out), 2, 0, 9, Record) == [(GOLDEN_RECORD, len(GOLDEN), 3)]
 
 
+@pytest.mark.parametrize("count", [15, 16, 40])
+def test_large_runs_are_written_the_same(count: int) -> None:
+    """Beyond 1 MiB without the GIL."""
+    payload = random.Random(count).randbytes(64 * limits.KIB)
+    records = [Record(offset, 1, "p", 1, offset, b"k", payload) for offset in range(count)]
+    outs = [memoryview(bytearray(count * 66 * limits.KIB)) for _ in TWINS]
+    results = [
+        twin.encode_records(records, 0, 0, out, 0) for twin, out in zip(TWINS, outs, strict=True)
+    ]
+    assert results[0] == results[1]
+    assert len(results[0][1]) == count
+    assert bytes(outs[0]) == bytes(outs[1])
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_they_write_the_same_and_read_it_back(seed: int) -> None:
     rng = random.Random(seed)

@@ -17,7 +17,7 @@ import pytest
 from gputel import broker
 from gputel._reference.records import encode_record
 from gputel.broker import StartAt
-from gputel.broker.engine.disk import BLOCK_BYTES
+from gputel.broker.engine.disk import BLOCK_BYTES, SyncFailed
 from gputel.broker.engine.log_file import LogFile, Stage
 from gputel.broker.engine.record import Record
 from support.crashing import FULL_S, JUMPS_S, SECTOR_BYTES, CrashingDisk, Plan, write_short
@@ -62,21 +62,28 @@ def test_a_full_disk_stays_full_for_a_while(tmp_path: Path) -> None:
 
 def test_syncs_fail(tmp_path: Path) -> None:
     _, file = disk(tmp_path, sync_error_chance=1)
+    file.append([record(b"x")], 0)
     with pytest.raises(OSError, match="Input/output"):
         file.sync()
+    with pytest.raises(SyncFailed, match="Input/output"):
+        file.append([record(b"x", 1)], 0, durably=True)
     file.close()
 
 
 def test_writes_come_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "writev", os.writev)  # put back at the end
-    monkeypatch.setattr(os, "pwrite", os.pwrite)
+    def put_back_at_the_end() -> None:
+        for name in ("writev", "pwrite", "pwritev"):
+            monkeypatch.setattr(os, name, getattr(os, name))
+
+    put_back_at_the_end()
     write_short(Plan(str(tmp_path), short_write_chance=1))
     fd = os.open(tmp_path / "short", os.O_WRONLY | os.O_CREAT)
     assert os.writev(fd, [b"x" * 50, b"y" * 50]) < 100
     assert os.pwrite(fd, b"x" * 100, 0) < 100
+    assert os.pwritev(fd, [b"x" * 100], 0, 0) < 100
     os.close(fd)
     monkeypatch.undo()
-    monkeypatch.setattr(os, "pwrite", os.pwrite)
+    put_back_at_the_end()
     write_short(Plan(str(tmp_path), short_write_chance=0.7))
     _, file = disk(tmp_path)
     data = random.Random(1).randbytes(13 * BLOCK_BYTES)

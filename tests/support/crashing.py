@@ -201,7 +201,7 @@ class JumpingClock(SystemClock):
 
 def write_short(plan: Plan) -> None:
     """Let the kernel take less than it is given, as it may."""
-    writev, pwrite = os.writev, os.pwrite
+    writev, pwrite, pwritev = os.writev, os.pwrite, os.pwritev
     draw = random.Random(plan.seed + 1)
 
     def part(total: int, unit: int = 1) -> int:
@@ -216,11 +216,16 @@ def write_short(plan: Plan) -> None:
         return writev(fd, buffers) if taken == total else os.write(fd, b"".join(buffers)[:taken])
 
     def short_pwrite(fd: int, data: Any, position: int) -> int:
+        return pwrite(fd, data[: part(len(data))], position)
+
+    def short_pwritev(fd: int, buffers: Sequence[Any], position: int, flags: int) -> int:
         unit = SECTOR_BYTES if is_direct(fd) else 1
-        return pwrite(fd, data[: part(len(data), unit)], position)
+        (data,) = buffers
+        return pwritev(fd, (data[: part(len(data), unit)],), position, flags)
 
     os.writev = short_writev  # type: ignore[assignment]
     os.pwrite = short_pwrite
+    os.pwritev = short_pwritev  # type: ignore[assignment]
 
 
 async def main(plan: Plan) -> None:

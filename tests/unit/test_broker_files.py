@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import random
@@ -15,9 +16,13 @@ from gputel._reference.records import encode_record
 from gputel.broker.engine import disk as files
 from gputel.broker.engine.disk import (
     BLOCK_BYTES,
+    HUGE_PAGE_BYTES,
     PIECE_BYTES,
     Disk,
+    OneCallDisk,
+    SyncFailed,
     begin_writeback,
+    direct_memory,
     is_direct,
     leave_direct,
     pread,
@@ -50,6 +55,13 @@ class RefusingDisk(Disk):
         super().write(fd, data, position)
 
 
+class RefusingOneCallDisk(OneCallDisk):
+    """A file system that opens files directly, and then refuses to write them so."""
+
+    def _write_blocks(self, fd: int, data: memoryview, position: int, flags: int = 0) -> int:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
 class Written:
     """What a log file is to hold."""
 
@@ -76,20 +88,34 @@ def random_payloads(rng: random.Random, count: int) -> list[bytes]:
 
 def cut_short(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     """Let the kernel take less than it is given, whole sectors where they are asked for."""
-    whole = os.pwrite
+    pwrite, pwritev = os.pwrite, os.pwritev
 
-    def pwrite(fd: int, data: Any, position: int) -> int:
-        unit = 512 if is_direct(fd) else 1
+    def short_pwrite(fd: int, data: Any, position: int) -> int:
+        return pwrite(fd, part(data, 1), position)
+
+    def short_pwritev(fd: int, buffers: Any, position: int, flags: int) -> int:
+        return pwritev(fd, (part(buffers[0], 512),), position, flags)
+
+    def part(data: Any, unit: int) -> Any:
         if len(data) <= unit or rng.random() < 0.5:
-            return whole(fd, data, position)
-        return whole(fd, data[: rng.randrange(unit, len(data), unit)], position)
+            return data
+        return data[: rng.randrange(unit, len(data), unit)]
 
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwrite", short_pwrite)
+    monkeypatch.setattr(os, "pwritev", short_pwritev)
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
-    "disk", [Disk(), CachedDisk(), RefusingDisk(), RefusingDisk(errno.EOPNOTSUPP)]
+    "disk",
+    [
+        Disk(),
+        OneCallDisk(),
+        CachedDisk(),
+        RefusingDisk(),
+        RefusingDisk(errno.EOPNOTSUPP),
+        RefusingOneCallDisk(),
+    ],
 )
 @pytest.mark.parametrize("short", [False, True])
 def test_commits_lie_behind_one_another(
@@ -102,7 +128,7 @@ def test_commits_lie_behind_one_another(
     file, written = LogFile(disk, path, 0, stage), Written()
     for number in range(25):
         records, first = written.commit(random_payloads(rng, rng.choice([1, 2, 10])))
-        sizes = file.append(records, first)
+        sizes = file.append(records, first, durably=number % 3 > 0)
         assert sizes == [record_bytes(record) for record in records]
         file.sync()
         expected = written.data
@@ -121,7 +147,7 @@ def test_commits_lie_behind_one_another(
     assert path.read_bytes() == expected
 
 
-@pytest.mark.parametrize("disk", [Disk(), CachedDisk()])
+@pytest.mark.parametrize("disk", [Disk(), OneCallDisk(), CachedDisk()])
 def test_a_commit_that_failed_is_cut_off_and_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk
 ) -> None:
@@ -130,19 +156,26 @@ def test_a_commit_that_failed_is_cut_off_and_written_again(
     file.append(*written.commit([os.urandom(5000)]))
     before = written.data
     large = written.commit([os.urandom(STAGE_BYTES // 2)] * 5)
-    whole, left = os.pwrite, [STAGE_BYTES]
+    pwrite, pwritev, left = os.pwrite, os.pwritev, [STAGE_BYTES]
 
-    def full(fd: int, data: Any, position: int) -> int:
+    def fitting(data: Any) -> Any:
         if left[0] == 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         taken = min(len(data), left[0])
         left[0] -= taken
-        return whole(fd, data[:taken], position)
+        return data[:taken]
+
+    def full(fd: int, data: Any, position: int) -> int:
+        return pwrite(fd, fitting(data), position)
+
+    def full_blocks(fd: int, buffers: Any, position: int, flags: int) -> int:
+        return pwritev(fd, (fitting(buffers[0]),), position, flags)
 
     monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "pwritev", full_blocks)
     for _ in range(3):
         with pytest.raises(OSError, match="No space"):
-            file.append(*large)
+            file.append(*large, durably=True)
         file.cut(len(before))
         assert (tmp_path / "log").read_bytes() == before
         left[0] = BLOCK_BYTES
@@ -153,7 +186,74 @@ def test_a_commit_that_failed_is_cut_off_and_written_again(
     assert (tmp_path / "log").read_bytes() == written.data
 
 
-@pytest.mark.parametrize("disk", [Disk(), CachedDisk(), RefusingDisk()])
+def test_one_call_writes_and_syncs_where_the_kernel_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = OneCallDisk()
+    file, written = LogFile(disk, tmp_path / "log", 0, Stage(STAGE_BYTES)), Written()
+    if not file._direct:
+        pytest.skip("this file system knows no O_DIRECT")
+    pwritev, fdatasync = os.pwritev, os.fdatasync
+    asked: list[int] = []
+    refused: list[int] = []
+
+    def noted_pwritev(fd: int, buffers: Any, position: int, flags: int) -> int:
+        asked.append(flags)
+        if flags in refused:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return pwritev(fd, buffers, position, flags)
+
+    def noted_fdatasync(fd: int) -> None:
+        asked.append(-1)
+        fdatasync(fd)
+
+    def commit(*, durably: bool) -> list[int]:
+        asked.clear()
+        file.append(*written.commit([b"x" * 5000]), durably=durably)
+        file.sync()
+        return list(asked)
+
+    monkeypatch.setattr(os, "pwritev", noted_pwritev)
+    monkeypatch.setattr(os, "fdatasync", noted_fdatasync)
+    assert commit(durably=True) == [os.RWF_DSYNC]
+    assert commit(durably=False) == [0, -1]
+    assert commit(durably=True) == [os.RWF_DSYNC]
+    file.append(*written.commit([b"y"]))
+    assert commit(durably=True) == [os.RWF_DSYNC, -1]  # the one before is not durable yet
+    refused.append(os.RWF_DSYNC)
+    assert commit(durably=True) == [os.RWF_DSYNC, 0, -1]
+    file.close()
+    assert (tmp_path / "log").read_bytes() == written.data
+
+
+def test_a_sync_that_fails_is_told_from_a_write_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(fd: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    file = LogFile(Disk(), tmp_path / "log", 0, Stage(STAGE_BYTES))
+    if not file._direct:
+        pytest.skip("this file system knows no O_DIRECT")
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(SyncFailed):
+        file.append(*Written().commit([b"x"]), durably=True)
+    assert file._direct  # EINVAL of a write would have been another matter
+    monkeypatch.undo()
+    file.close()
+
+
+def test_memory_for_disks_is_aligned_and_empty() -> None:
+    for size_bytes in (BLOCK_BYTES, 3 * 1024 * 1024):
+        memory = direct_memory(size_bytes)
+        assert len(memory) == size_bytes
+        assert not memory.readonly
+        assert not any(memory)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        assert address % HUGE_PAGE_BYTES == 0
+
+
+@pytest.mark.parametrize("disk", [Disk(), OneCallDisk(), CachedDisk(), RefusingDisk()])
 def test_a_disk_is_tried_as_a_commit_would_use_it(tmp_path: Path, disk: Disk) -> None:
     (tmp_path / "probe").write_bytes(b"left by one that was killed" * 1000)
     probe(tmp_path, disk)
@@ -195,17 +295,22 @@ def test_a_file_system_that_takes_no_more_lets_files_be_closed(
     assert (tmp_path / "a").stat().st_size == 2 * BLOCK_BYTES
 
 
+@pytest.mark.parametrize("durably", [False, True])
 def test_a_disk_that_takes_no_whole_block_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durably: bool
 ) -> None:
-    disk = Disk()
+    disk = OneCallDisk()
     file = LogFile(disk, tmp_path / "log", 0, Stage(STAGE_BYTES))
     if not file._direct:
         pytest.skip("this file system knows no O_DIRECT")
-    whole = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, position: whole(fd, data[:512], position))
+    whole = os.pwritev
+
+    def first_sector(fd: int, buffers: Any, position: int, flags: int) -> int:
+        return whole(fd, (buffers[0][:512],), position, flags)
+
+    monkeypatch.setattr(os, "pwritev", first_sector)
     with pytest.raises(OSError, match="takes no whole block of 4096 bytes"):
-        file.append(*Written().commit([b"x"]))
+        file.append(*Written().commit([b"x"]), durably=durably)
     monkeypatch.undo()
     file.close()
 

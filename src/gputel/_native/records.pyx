@@ -1,8 +1,8 @@
 """Records of the log: written into a commit, and read from a file.
 
 A record is drawn in gputel._reference.records, the twin. What takes time (copying, checksums)
-is done for a run of records at once, without the GIL: a thread that gave it back for each
-would wait for it as often.
+is done for a run of records at once, and without the GIL where it takes longer than to get that
+back from a busy thread.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -27,6 +27,7 @@ cdef enum:
     CHECKED_AT = 8
     NAME_BYTES_MAX = 0xFFFF
     RUN_MAX = 64
+    WITH_GIL_BYTES_MAX = 1 << 20
 
 cdef Py_ssize_t RECORD_BYTES_MAX = limits.RECORD_BYTES_MAX
 
@@ -74,10 +75,14 @@ def encode_records(records, Py_ssize_t first, uint64_t unsynced_offset, out, Py_
             sizes.append(items[count].size)
             count += 1
             first += 1
-        if count:
+        if not count:
+            break
+        if end - filled > WITH_GIL_BYTES_MAX:
             with nogil:
                 write_all(items, count, &target[filled])
-            filled = end
+        else:
+            write_all(items, count, &target[filled])
+        filled = end
         borrowed.clear()
     return filled, sizes
 

@@ -21,18 +21,20 @@ from gputel._proto.gputel.mq.v1 import broker_pb2 as mq
 #: `gputel broker` on a disk whose syncs fail while a file is there.
 BROKER = """
 import errno, os, sys
-from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.disk import Disk, OneCallDisk
 from gputel.cli import main
 
 broken, config = sys.argv[1:]
-really_sync = Disk.sync
 
-def sync(self, fd):
-    if os.path.exists(broken):
-        raise OSError(errno.EIO, "injected")
-    really_sync(self, fd)
+def breaking(really):
+    def call(*arguments):
+        if os.path.exists(broken):
+            raise OSError(errno.EIO, "injected")
+        really(*arguments)
+    return call
 
-Disk.sync = sync
+Disk.sync = breaking(Disk.sync)
+OneCallDisk.write_durably = breaking(OneCallDisk.write_durably)
 sys.argv = ["gputel", "broker", "--config", config, "--log-format", "text"]
 main()
 """

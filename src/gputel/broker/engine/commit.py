@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from gputel import limits
-from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.disk import Disk, SyncFailed
 from gputel.broker.engine.leaving import Janitor, Leaving
 from gputel.broker.engine.log_file import LogFile, Stage
 from gputel.broker.engine.memory import Block
@@ -31,10 +31,6 @@ log = logging.getLogger(__name__)
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 HOUSEKEEPING_S = 0.25
-
-
-class SyncFailed(OSError):
-    """Nobody knows what the disk holds of what was not synced: fatal for the partition."""
 
 
 class Writer:
@@ -59,7 +55,6 @@ class Writer:
         self._held: list[Block] = []
         self._next_offset = self._unsynced_offset = partition.next_offset
         self.unsynced = False
-        self.full = False
         self.failed = False
         # What was read from the files may be in the page cache only.
         self._file.sync()
@@ -95,7 +90,7 @@ class Writer:
         if active.size_bytes and active.size_bytes + added_bytes > segment_bytes:
             active = self._roll(records[0].offset)
         try:
-            sizes = self._file.append(records, self._unsynced_offset)
+            sizes = self._file.append(records, self._unsynced_offset, durably=sync)
             if sync:
                 self.sync()
         except OSError as error:
@@ -105,7 +100,6 @@ class Writer:
             except OSError:
                 raise SyncFailed(error.errno, error.strerror) from None
             raise
-        self.full = False
         self._held = []
         self._next_offset = records[-1].offset + 1
         self.unsynced = not sync
@@ -188,6 +182,7 @@ class Committer:
         self.janitor = Janitor()
         self._queue: SimpleQueue[Partition | None] = SimpleQueue()
         self._writers: dict[Partition, Writer] = {}
+        self._full: set[Writer] = set()  # they wait for disk space; the thread alone changes it
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._work, name="committer", daemon=True)
         self._ended = asyncio.Event()
@@ -226,9 +221,7 @@ class Committer:
     @property
     def is_full(self) -> bool:
         """Whether a partition waits for disk space, or the reserve is touched."""
-        return self.free_bytes < self._settings.disk_reserve_bytes or any(
-            writer.full for writer in tuple(self._writers.values())
-        )
+        return self.free_bytes < self._settings.disk_reserve_bytes or bool(self._full)
 
     async def until_ended(self) -> str:
         """Return the `problem` once there is one."""
@@ -274,15 +267,17 @@ class Committer:
             size_bytes = writer.write(blocks, self._settings.segment_bytes, sync=sync)
         except OSError as error:
             if error.errno in _NO_SPACE and not isinstance(error, SyncFailed):
-                if not writer.full:
+                if writer not in self._full:
                     log.warning("%s: %s; producers wait", partition.directory, error.strerror)
-                writer.full = True
+                self._full.add(writer)
             else:
                 self._fail(writer, error)
             return False
-        self._observe_commit_s((time.monotonic_ns() - started_ns) / NS_PER_S)
-        self.commits += 1
+        ended_ns = time.monotonic_ns()
+        self._full.discard(writer)
         self._tell(partition.committed, blocks, size_bytes)
+        self._observe_commit_s((ended_ns - started_ns) / NS_PER_S)
+        self.commits += 1
         if partition.pending and not partition.queued:
             partition.queued = True
             self._queue.put(partition)
@@ -291,6 +286,7 @@ class Committer:
     def _fail(self, writer: Writer, error: OSError) -> None:
         partition = writer.partition
         writer.failed = True
+        self._full.discard(writer)
         self.sync_errors += 1
         reason = f"{error.strerror or error} while writing {partition.directory}"
         self._tell(partition.failed, reason)
@@ -324,5 +320,5 @@ class Committer:
                 self.segments_retired += gone
             except OSError as error:
                 log.warning("%s: retention failed: %s", writer.partition.directory, error)
-            if writer.full:
-                self._commit(writer)
+        for writer in tuple(self._full):
+            self._commit(writer)

@@ -24,7 +24,7 @@ from gputel import limits
 from gputel.broker.background import first_of
 from gputel.broker.engine import NoRoom
 from gputel.broker.engine.commit import Committer, Writer
-from gputel.broker.engine.disk import Disk
+from gputel.broker.engine.disk import Disk, OneCallDisk
 from gputel.broker.engine.memory import Backlog, Tail
 from gputel.broker.engine.mend import until_mendable
 from gputel.broker.engine.partition import Partition
@@ -101,7 +101,7 @@ class EmbeddedEngine:
         self._settings = settings
         self._data_dir = data_dir
         self._clock = clock
-        self._disk = disk or Disk()
+        self._disk = disk or OneCallDisk()
         self._observe_commit_s: Callable[[float], None] = lambda _: None
         self._topics: dict[str, Topic] = {}
         self._tail = Tail()

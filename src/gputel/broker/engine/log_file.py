@@ -19,7 +19,6 @@ have the messages from memory.
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,8 @@ from gputel.broker.engine.disk import (
     BLOCK_BYTES,
     NO_DIRECT,
     Disk,
+    SyncFailed,
+    direct_memory,
     is_direct,
     leave_direct,
     pread,
@@ -51,7 +52,7 @@ class Stage:
 
     def __init__(self, size_bytes: int = STAGE_BYTES) -> None:
         assert size_bytes % BLOCK_BYTES == 0
-        self.view = memoryview(mmap.mmap(-1, size_bytes))
+        self.view = direct_memory(size_bytes)
 
 
 class LogFile:
@@ -63,6 +64,7 @@ class LogFile:
         self._stage = stage.view
         self.size_bytes = size_bytes  # of records
         self._last = b""  # what the last block holds, where blocks are written
+        self._unsynced = size_bytes > 0  # what is there may be in the page cache only
         self._fd = disk.open_log(path)
         try:
             self._direct = is_direct(self._fd)
@@ -76,25 +78,29 @@ class LogFile:
             used = self.size_bytes % BLOCK_BYTES
             self._last = pread(self._fd, used, self.size_bytes - used)
 
-    def append(self, records: Sequence[Record], unsynced_offset: int) -> list[int]:
+    def append(
+        self, records: Sequence[Record], unsynced_offset: int, *, durably: bool = False
+    ) -> list[int]:
         """Write `records` behind what is there; returns the size of each.
 
-        `unsynced_offset` is the first that is not durable yet. After an error, `cut` before
-        going on.
+        `unsynced_offset` is the first that is not durable yet. `durably`: `sync` follows, and
+        finds it done where blocks are written. After an error, `cut` before going on.
         """
         try:
-            return self._append(records, unsynced_offset)
+            return self._append(records, unsynced_offset, durably)
         except OSError as error:
-            if error.errno not in NO_DIRECT or not self._direct:
+            if isinstance(error, SyncFailed) or error.errno not in NO_DIRECT or not self._direct:
                 raise
             log.info("%s is written through the page cache: %s", self.path, error.strerror)
             self.cut(self.size_bytes)
             leave_direct(self._fd)
             self._direct, self._last = False, b""
-            return self._append(records, unsynced_offset)
+            return self._append(records, unsynced_offset, durably)
 
-    def _append(self, records: Sequence[Record], unsynced_offset: int) -> list[int]:
+    def _append(self, records: Sequence[Record], unsynced_offset: int, durably: bool) -> list[int]:
         stage, last = self._stage, self._last
+        durably = durably and self._direct
+        write = self._disk.write_durably if durably else self._disk.write
         sizes: list[int] = []
         position = self.size_bytes - len(last)
         while len(sizes) < len(records):
@@ -107,16 +113,19 @@ class LogFile:
                 start -= filled % BLOCK_BYTES
                 end += -filled % BLOCK_BYTES
                 stage[filled:end] = _ZEROS[: end - filled]
-            self._disk.write(self._fd, stage[:end], position)
+            write(self._fd, stage[:end], position)
             position += start
             last = bytes(stage[start:filled])
         self._last = last
         self.size_bytes = position + len(last)
+        self._unsynced = self._unsynced or not durably
         return sizes
 
     def sync(self) -> None:
         """Return once what was appended is durable."""
-        self._disk.sync(self._fd)
+        if self._unsynced:
+            self._disk.sync(self._fd)
+            self._unsynced = False
 
     def cut(self, size_bytes: int) -> None:
         """Durably take away what lies behind the first `size_bytes`."""

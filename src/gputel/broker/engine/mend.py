@@ -55,7 +55,7 @@ def probe(directory: Path, disk: Disk) -> None:
     try:
         file = LogFile(disk, path, 0, Stage(2 * BLOCK_BYTES))
         try:
-            file.append([Record(0, 0, "", 0, 0, b"", bytes(BLOCK_BYTES))], 0)
+            file.append([Record(0, 0, "", 0, 0, b"", bytes(BLOCK_BYTES))], 0, durably=True)
             file.sync()
         finally:
             file.close()

@@ -66,7 +66,7 @@ class Partition:
         self._recent: dict[int, Record] = {}
         self._readers = readers
         self._accepted = accepted
-        self._watchers: set[Callable[[], None]] = set()
+        self._watchers: dict[Callable[[], None], None] = {}  # in the order in which they came
         self._gaps_seen: set[tuple[int, Gap]] = set()
         self._note_gaps(recovered.segments[-1].base_offset, recovered.gaps)
 
@@ -172,10 +172,10 @@ class Partition:
         self._backlog.grow(size_bytes)
 
     def watch(self, changed: Callable[[], None]) -> None:
-        self._watchers.add(changed)
+        self._watchers[changed] = None
 
     def unwatch(self, changed: Callable[[], None]) -> None:
-        self._watchers.discard(changed)
+        self._watchers.pop(changed, None)
 
     def _notify(self) -> None:
         for changed in tuple(self._watchers):

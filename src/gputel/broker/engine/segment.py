@@ -163,9 +163,14 @@ class Segment:
     def note_all(self, records: Sequence[Record], sizes: Sequence[int]) -> None:
         """Take records into the index and the size that were written behind what is there."""
         position = self.size_bytes
+        due = self._positions[-1] + INDEX_INTERVAL_BYTES if self._positions else position
         for record, size_bytes in zip(records, sizes, strict=True):
-            self.note(record, position, size_bytes)
+            if position >= due:
+                self.note(record, position, size_bytes)
+                due = position + INDEX_INTERVAL_BYTES
             position += size_bytes
+        self._indexed_bytes = position
+        self._indexed_offset = records[-1].offset + 1
         self.size_bytes = position
 
     def open(self, *, cached: bool = False) -> int:
