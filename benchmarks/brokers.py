@@ -88,12 +88,19 @@ async def running_broker_process(
     data_dir: Path, settings: BrokerSettings = SETTINGS
 ) -> AsyncIterator[BrokerProcess]:
     """A broker that runs while the context does."""
+    arguments = (msgspec.json.encode(settings).decode(), str(data_dir / "broker"))
+    async with running_process("benchmarks.brokers", *arguments) as running:
+        yield running
+
+
+@asynccontextmanager
+async def running_process(module: str, *arguments: str) -> AsyncIterator[BrokerProcess]:
+    """What serves in a process of its own, and says where, while the context runs."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "benchmarks.brokers",
-        msgspec.json.encode(settings).decode(),
-        str(data_dir / "broker"),
+        module,
+        *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=limits.MIB,
@@ -104,7 +111,7 @@ async def running_broker_process(
         async with asyncio.timeout(DEADLINE_S):
             address = (await process.stdout.readline()).decode().strip()
         if not address:
-            raise RuntimeError("the broker did not start")
+            raise RuntimeError(f"{module} did not start")
         yield BrokerProcess(address, process.pid, process)
     finally:
         process.stdin.close()
